@@ -1,0 +1,14 @@
+"""Differentiable addition of sparse tensors for JAX: TensorFlow's SparseAdd and SparseAddGrad, and plans."""
+
+from jax_sparse_grad._plan import SparseAddPlan, plan_sparse_add
+from jax_sparse_grad._sparse_add import SparseAddOutput, sparse_add
+from jax_sparse_grad._sparse_add_grad import SparseAddGradOutput, sparse_add_grad
+
+__all__ = [
+    "SparseAddGradOutput",
+    "SparseAddOutput",
+    "SparseAddPlan",
+    "plan_sparse_add",
+    "sparse_add",
+    "sparse_add_grad",
+]

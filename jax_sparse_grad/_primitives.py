@@ -1,0 +1,58 @@
+"""Gather, scatter and cond in the one form this package uses.
+
+Gathers and scatters never leave the bounds of their arrays (a missing element is asked for by any index past the end),
+so `checkify.index_checks` raises no false alarm; conditionals stay conditionals under `vmap`.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+T = TypeVar("T")
+
+
+def expand_like(array: jax.Array, like: jax.Array) -> jax.Array:
+    """Append axes of length one to `array` until it has the rank of `like`."""
+    return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
+
+
+def gather(array: jax.Array, index: jax.Array, fill: jax.Array | float) -> jax.Array:
+    """Rows `array[index]`; where `index >= len(array)`, `fill` (a scalar or one value per index)."""
+    size = array.shape[0]
+    fill = jnp.asarray(fill, array.dtype)
+    shape = index.shape + array.shape[1:]
+    if fill.ndim:
+        fill = fill.reshape(index.shape + (1,) * (len(shape) - index.ndim))
+    if size == 0:
+        return jnp.broadcast_to(fill, shape)
+    rows = array.at[jnp.minimum(index, size - 1)].get(mode="promise_in_bounds")
+    return jnp.where(expand_like(index < size, rows), rows, fill)
+
+
+def scatter(size: int, index: jax.Array, values: jax.Array, fill: jax.Array | int) -> jax.Array:
+    """An array of `size` rows holding `values` at `index` and `fill` elsewhere; `index >= size` is dropped."""
+    spare = jnp.full((size + 1, *values.shape[1:]), fill, values.dtype)
+    return spare.at[jnp.minimum(index, size)].set(values, mode="promise_in_bounds")[:size]
+
+
+@jax.custom_batching.custom_vmap
+def _true_in_all_batches(flag: jax.Array) -> jax.Array:
+    return flag
+
+
+@_true_in_all_batches.def_vmap
+def _true_in_all_batches_vmap(axis_size: int, in_batched: list[bool], flag: jax.Array) -> tuple[jax.Array, bool]:
+    return _true_in_all_batches(jnp.all(flag)), False
+
+
+def if_all(flag: jax.Array, fast: Callable[..., T], general: Callable[..., T], *operands: object) -> T:
+    """`lax.cond(flag, fast, general)` where `general` is right for either value of `flag`.
+
+    Under `vmap` a batched predicate would turn the `cond` into a `select` that always runs both branches. Since `general`
+    may stand in for `fast`, one predicate for the whole batch is enough: the `cond` survives, and only a batch with at
+    least one general case in it pays for it.
+    """
+    return lax.cond(_true_in_all_batches(flag), fast, general, *operands)

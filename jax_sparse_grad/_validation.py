@@ -1,0 +1,180 @@
+"""Every check of the arguments and its message.
+
+Static faults (types, ranks, shapes, dtypes) raise while tracing too. Faults of the data are checked by `require`: it
+raises where the data is concrete, and speaks up only under `checkify` where it is traced.
+"""
+
+import contextlib
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+
+
+def is_concrete(*trees: Any) -> bool:
+    """Whether no leaf of the trees is a tracer, so that its value can be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]:
+    """A context in which functions of concrete arrays stay concrete, inside `jit` as well (indices closed over)."""
+    return jax.ensure_compile_time_eval() if is_concrete(*trees) else contextlib.nullcontext()
+
+
+def require(ok: jax.Array, message: str, **data: jax.Array) -> None:
+    """`ValueError(message)` if a concrete `ok` is false; a `checkify` check of that name if it is traced."""
+    if is_concrete(ok, data):
+        if not ok:
+            raise ValueError(message.format(**{name: np.asarray(value) for name, value in data.items()}))
+    else:
+        checkify.debug_check(ok, message, **data)
+
+
+def as_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """A dense shape as a tuple of ints."""
+    if not is_concrete(shape):
+        raise TypeError(
+            f"`{name}` must be known while tracing, got a traced array; pass a tuple of ints, "
+            "or mark it static (`jax.jit(..., static_argnames=...)`)"
+        )
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"`{name}` must be a sequence of ints, got {shape!r}") from None
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"`{name}` must not have negative sizes, got {sizes}")
+    return sizes
+
+
+def as_nse(nse: Any) -> int | None:
+    """The number of stored entries to make room for, or None."""
+    if nse is None:
+        return None
+    if not is_concrete(nse):
+        raise TypeError("`nse` must be known while tracing, got a traced array; pass an int or mark it static")
+    try:
+        size = operator.index(nse)
+    except TypeError:
+        raise TypeError(f"`nse` must be an int or None, got {nse!r}") from None
+    if size < 0:
+        raise ValueError(f"`nse` must not be negative, got {size}")
+    return size
+
+
+def as_flag(name: str, flag: Any) -> bool:
+    """A static bool."""
+    if not isinstance(flag, bool | np.bool_):
+        raise TypeError(f"`{name}` must be a Python bool, got {flag!r}")
+    return bool(flag)
+
+
+def as_array(name: str, array: Any) -> jax.Array:
+    """Anything array-like as a JAX array, concrete inside `jit` too if it was, with no integer changed on the way."""
+    if isinstance(array, jax.Array):
+        return array
+    try:
+        with evaluate_if_concrete(array):
+            converted = jnp.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be an array, got {type(array).__name__}") from error
+    if is_concrete(array) and jnp.issubdtype(converted.dtype, jnp.integer):
+        given, limits = np.asarray(array), np.iinfo(converted.dtype)
+        if given.size and (given.min() < limits.min or given.max() > limits.max):
+            raise ValueError(
+                f"`{name}` must fit {converted.dtype}, got values from {given.min()} to {given.max()}; "
+                "set `jax_enable_x64` to use 64-bit integers"
+            )
+    return converted
+
+
+def as_indices(name: str, indices: Any) -> jax.Array:
+    """Indices `[nnz, ndims]` of an integer dtype."""
+    array = as_array(name, indices)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must have an integer dtype, got {array.dtype}")
+    if array.ndim != 2:
+        raise ValueError(f"`{name}` must be a matrix [nnz, ndims], got shape {array.shape}")
+    return array
+
+
+def as_common_indices(names: Sequence[str], indices: Sequence[Any]) -> tuple[jax.Array, ...]:
+    """Indices of several tensors with equal `ndims`, brought to one dtype."""
+    arrays = tuple(as_indices(name, array) for name, array in zip(names, indices, strict=True))
+    for name, array in zip(names[1:], arrays[1:], strict=True):
+        if array.shape[1] != arrays[0].shape[1]:
+            raise ValueError(
+                f"`{name}` must have as many columns (ndims) as `{names[0]}`; "
+                f"got {array.shape[1]} and {arrays[0].shape[1]}"
+            )
+    dtype = jnp.result_type(*arrays)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        dtypes = ", ".join(str(array.dtype) for array in arrays)
+        raise TypeError(f"`{'`, `'.join(names)}` must have a common integer dtype, got {dtypes}; cast one of them")
+    converted = []
+    for array in arrays:
+        with evaluate_if_concrete(array):
+            converted.append(array.astype(dtype))
+    return tuple(converted)
+
+
+def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indices: jax.Array) -> None:
+    """The shape has one size for each column of the indices, whose dtype can hold the padding index (= the size)."""
+    if len(shape) != indices.shape[1]:
+        raise ValueError(
+            f"`{name}` must have as many sizes as `{indices_name}` has columns; got {shape} and {indices.shape[1]} columns"
+        )
+    largest = np.iinfo(indices.dtype).max
+    if any(size > largest for size in shape):
+        remedy = "cast the indices to a wider dtype" if largest < 2**31 - 1 else "set `jax_enable_x64` and use int64"
+        raise ValueError(
+            f"`{name}` must not exceed {largest}, the largest index of {indices.dtype}, in any dimension "
+            f"(padding is marked by index == shape); got {shape}; {remedy}"
+        )
+
+
+def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
+    """Numeric values `[nnz, *dense]`."""
+    array = as_array(name, values)
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"`{name}` must have a numeric dtype, got {array.dtype}")
+    if array.ndim == 0:
+        raise ValueError(f"`{name}` must have shape [nnz, *dense], got a scalar")
+    if array.shape[0] != nnz:
+        raise ValueError(f"`{name}` must have one row for each row of `{indices_name}`; got {array.shape[0]} and {nnz}")
+    return array
+
+
+def check_equal_dense(names: Sequence[str], values: Sequence[jax.Array]) -> None:
+    """The trailing (dense) dimensions of all values agree."""
+    for name, array in zip(names[1:], values[1:], strict=True):
+        if array.shape[1:] != values[0].shape[1:]:
+            raise ValueError(
+                f"`{name}` must have the same dense dimensions as `{names[0]}`; "
+                f"got {array.shape[1:]} and {values[0].shape[1:]}"
+            )
+
+
+def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Values of several operands with equal dense dimensions, promoted to one dtype as `jnp` does."""
+    check_equal_dense(names, values)
+    dtype = jnp.result_type(*values)
+    return tuple(array.astype(dtype) for array in values)
+
+
+def as_thresh(thresh: Any) -> jax.Array:
+    """A real scalar threshold, exact for every Python int that a supported dtype can reach."""
+    if isinstance(thresh, int) and not isinstance(thresh, bool):
+        dtype = np.min_scalar_type(thresh)
+        thresh = np.asarray(thresh, dtype) if dtype == jax.dtypes.canonicalize_dtype(dtype) else float(thresh)
+    array = as_array("thresh", thresh)
+    if not jnp.issubdtype(array.dtype, jnp.integer) and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"`thresh` must be a real number, got dtype {array.dtype}")
+    if array.ndim != 0:
+        raise ValueError(f"`thresh` must be a scalar, got shape {array.shape}")
+    if is_concrete(array) and np.isnan(np.asarray(array)):
+        raise ValueError("`thresh` must not be NaN")
+    return array

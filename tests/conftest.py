@@ -1,0 +1,27 @@
+"""Strict settings for every test: rank promotion raises, warnings are errors (pyproject.toml), eight CPU devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compilation makes the first run of a property slow; the draw itself must not vary from one machine to the next.
+hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("jax")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261123)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
