@@ -28,16 +28,21 @@ class KeyLayout(NamedTuple):
     dtype: np.dtype
 
 
-def all_ones(dtype: np.dtype) -> np.generic:
+def all_ones(dtype: np.dtype) -> np.unsignedinteger:
     """The word of padding: the largest number of an unsigned dtype."""
     return dtype.type(np.iinfo(dtype).max)
+
+
+def x64_enabled() -> bool:
+    """Whether JAX has 64-bit words at present."""
+    return bool(jax.dtypes.canonicalize_dtype(np.uint64) == np.uint64)
 
 
 def key_layout(shape: tuple[int, ...]) -> KeyLayout:
     """The narrowest layout for a shape: one 32-bit word, else (with x64) 64-bit words, else several 32-bit words."""
     radices = [max(size, 1) for size in shape]
-    dtype = np.dtype(np.uint32)
-    if math.prod(radices) > int(all_ones(dtype)) and jax.config.jax_enable_x64:
+    dtype: np.dtype = np.dtype(np.uint32)
+    if math.prod(radices) > int(all_ones(dtype)) and x64_enabled():
         dtype = np.dtype(np.uint64)
     words: list[tuple[int, ...]] = [()]
     for dim, radix in enumerate(radices):
@@ -176,8 +181,8 @@ def as_words(indices: jax.Array) -> Keys:
 
 
 def fits_one_word(largest: Sequence[jax.Array], dtype: np.dtype) -> jax.Array:
-    """Whether keys with digits from 0 to `largest` fit one word of `dtype` beside the key of padding (a scalar bool)."""
-    wide = np.dtype(np.uint64 if jax.config.jax_enable_x64 else np.uint32)
+    """Whether keys with digits from 0 to `largest` fit one word of `dtype` beside the key of padding."""
+    wide = np.dtype(np.uint64 if x64_enabled() else np.uint32)
     limit = all_ones(dtype).astype(wide)
     fits, size = jnp.array(True), jnp.ones((), wide)
     for digit in largest:

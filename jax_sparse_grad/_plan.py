@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys, _union, _validation
-from jax_sparse_grad._primitives import gather, if_all
+from jax_sparse_grad._primitives import gather, if_all, iota_like, vary_alike
 from jax_sparse_grad._union import Placement, Union
 
 
@@ -188,41 +188,38 @@ def restrict(plan: SparseAddPlan, keep: jax.Array, nse: int) -> SparseAddPlan:
 @jax.jit
 def add_values(plan: SparseAddPlan, values: tuple[jax.Array, ...]) -> jax.Array:
     """The sum of values of one dtype, `[nse, *dense]`."""
-    # x + -0.0 is x for every x, x + 0.0 is not (for -0.0): a lone entry must arrive bit for bit.
-    nothing = -np.zeros((), values[0].dtype)
-    stored = jnp.arange(plan.nse, dtype=jnp.int32) < plan.nnz
-    total = _add_children(plan._union, iter(values), jnp.where(stored, nothing, np.zeros_like(nothing)), nothing)
-    return poison_overflow(plan, total)
+    return poison_overflow(plan, _add_children(plan._union, iter(values)))
 
 
-def _add_children(
-    union: Union, operands: Iterator[jax.Array], absent: jax.Array | np.ndarray, nothing: np.ndarray
-) -> jax.Array:
-    placed = []
-    for child, placement in zip(union.children, union.placements, strict=True):
-        values = next(operands) if child is None else _add_children(child, operands, nothing, nothing)
-        placed.append(place(placement, values, absent))
+def _add_children(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
+    placed = [
+        place(placement, union.nnz, next(operands) if child is None else _add_children(child, operands))
+        for child, placement in zip(union.children, union.placements, strict=True)
+    ]
     return placed[0] if len(placed) == 1 else placed[0] + placed[1]
 
 
-def place(placement: Placement, values: jax.Array, absent: jax.Array | np.ndarray) -> jax.Array:
-    """The values of a child in the slots of its parent, duplicates summed; `absent` where the child has no entry."""
-    return _linear(
-        lambda v: gather(_sum_duplicates(placement, v), placement.sources, absent),
-        lambda c: gather(c, placement.positions, 0),
-        values,
-        placement.sources.shape[0],
-    )
+def place(placement: Placement, nnz: jax.Array, values: jax.Array) -> jax.Array:
+    """The values of a child in the slots of its parent, of which `nnz` are in use; duplicates are summed."""
+    return _linear(_place, _pick, (placement, nnz), values, placement.sources.shape[0])
 
 
-def pick(placement: Placement, cotangent: jax.Array) -> jax.Array:
+def pick(placement: Placement, nnz: jax.Array, cotangent: jax.Array) -> jax.Array:
     """The transpose of `place`: for each entry the cotangent of its slot; 0 for entries without one."""
-    return _linear(
-        lambda c: gather(c, placement.positions, 0),
-        lambda v: gather(_sum_duplicates(placement, v), placement.sources, 0),
-        cotangent,
-        placement.positions.shape[0],
-    )
+    return _linear(_pick, _place, (placement, nnz), cotangent, placement.positions.shape[0])
+
+
+def _place(residuals: tuple[Placement, jax.Array], values: jax.Array) -> jax.Array:
+    placement, nnz = residuals
+    slots = iota_like(placement.sources)
+    # x + -0.0 is x for every x, x + 0.0 is not (for -0.0): an entry without a partner must arrive bit for bit.
+    absent = jnp.where(slots < nnz, _negative_zero(values.dtype), np.zeros((), values.dtype))
+    return gather(_sum_duplicates(placement, values), placement.sources, absent)
+
+
+def _pick(residuals: tuple[Placement, jax.Array], cotangent: jax.Array) -> jax.Array:
+    placement, _ = residuals
+    return gather(cotangent, placement.positions, 0)
 
 
 def poison_overflow(plan: SparseAddPlan, values: jax.Array) -> jax.Array:
@@ -232,17 +229,22 @@ def poison_overflow(plan: SparseAddPlan, values: jax.Array) -> jax.Array:
     """
     if sum(_sizes(plan._union)) <= plan.nse:
         return values
+    return _linear(_poison, _poison, plan.nnz > plan.nse, values, plan.nse)
+
+
+def _poison(overflow: jax.Array, values: jax.Array) -> jax.Array:
     dtype = values.dtype
     if jnp.issubdtype(dtype, jnp.inexact):
         fill = np.asarray(np.nan, dtype)
     else:
         limits = jnp.iinfo(dtype)
         fill = np.asarray(limits.min if jnp.issubdtype(dtype, jnp.signedinteger) else limits.max, dtype)
+    return jnp.where(overflow, fill, values)
 
-    def poison(x: jax.Array) -> jax.Array:
-        return jnp.where(plan.nnz > plan.nse, fill, x)
 
-    return _linear(poison, poison, values, plan.nse)
+def _negative_zero(dtype: np.dtype) -> np.ndarray:
+    """What changes no number it is added to (for integers 0)."""
+    return -np.zeros((), dtype)
 
 
 def _sizes(union: Union) -> list[int]:
@@ -284,31 +286,36 @@ def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Arr
     def add_partner(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         step, values = carry
         partner, same_run = partners(step)
-        return 2 * step, values + gather(values, jnp.where(same_run, partner, size), -np.zeros((), values.dtype))
+        return 2 * step, values + gather(values, jnp.where(same_run, partner, size), _negative_zero(values.dtype))
 
     start = (jnp.int32(1), values)
     return lax.while_loop(lambda carry: jnp.any(partners(carry[0])[1]), add_partner, start)[1]
 
 
 def _linear(
-    apply: Callable[[jax.Array], jax.Array], transpose: Callable[[jax.Array], jax.Array], x: jax.Array, size: int
+    apply: Callable[[Any, jax.Array], jax.Array],
+    transpose: Callable[[Any, jax.Array], jax.Array],
+    residuals: Any,
+    x: jax.Array,
+    size: int,
 ) -> jax.Array:
-    """`apply(x)`, `[n, ...] -> [size, ...]`, as a linear map with the given transpose under every JAX transformation.
+    """`apply(residuals, x)`, `[n, ...] -> [size, ...]`, linear with the given transpose under every transformation.
 
-    `custom_vjp` would bar forward mode, and nothing else in JAX lets a transpose be named and be batched, but
+    `custom_vjp` would bar forward mode, and nothing else in JAX lets a transpose be named and be batched but
     `lax.custom_linear_solve`: its `solve` is any linear map of a space to itself whose transpose is `transpose_solve`
     (`matvec`, here the identity, would matter only if it depended on differentiated values). Both sides are brought to
     one length for it; XLA removes a pad that is sliced off again.
     """
     if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return apply(x)
+        return apply(residuals, x)
+    residuals, x = vary_alike((residuals, x))
     n = x.shape[0]
     common = max(n, size)
     y = lax.custom_linear_solve(
         lambda b: b,
         _resize(x, common),
-        solve=lambda _, b: _resize(apply(_resize(b, n)), common),
-        transpose_solve=lambda _, c: _resize(transpose(_resize(c, size)), common),
+        solve=lambda _, b: _resize(apply(residuals, _resize(b, n)), common),
+        transpose_solve=lambda _, c: _resize(transpose(residuals, _resize(c, size)), common),
     )
     return _resize(y, size)
 

@@ -15,7 +15,7 @@ def search(sorted_keys: Keys, queries: Keys) -> tuple[jax.Array, jax.Array]:
     """The number of `sorted_keys` less than each query, and whether the query is among them (padding never is)."""
     size = sorted_keys[0].shape[0]
     if size == 0:
-        return jnp.zeros(queries[0].shape, jnp.int32), jnp.zeros(queries[0].shape, bool)
+        return jnp.zeros_like(queries[0], jnp.int32), jnp.zeros_like(queries[0], bool)
     if len(sorted_keys) == 1:
         position = jnp.searchsorted(sorted_keys[0], queries[0]).astype(jnp.int32)
     else:
@@ -31,7 +31,7 @@ def search_rows(sorted_rows: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax
     if len(words) == 1:
         return search(sorted_words, words)
     largest = [jnp.max(word, initial=0) for word in sorted_words]
-    dtypes = [np.dtype(np.uint32)] + ([np.dtype(np.uint64)] if jax.config.jax_enable_x64 else [])
+    dtypes: list[np.dtype] = [np.dtype(np.uint32), *([np.dtype(np.uint64)] if _keys.x64_enabled() else [])]
     fits = [_keys.fits_one_word(largest, dtype) for dtype in dtypes]
 
     def search_packed(dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
@@ -57,4 +57,4 @@ def _lexicographic_search(sorted_keys: Keys, queries: Keys) -> jax.Array:
         probes = tuple(word[proposed - 1] for word in sorted_keys)
         return jnp.where((position + step == proposed) & _keys.is_less(probes, queries), proposed, position)
 
-    return lax.fori_loop(0, rounds, halve, jnp.zeros(queries[0].shape, jnp.int32))
+    return lax.fori_loop(0, rounds, halve, jnp.zeros_like(queries[0], jnp.int32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,17 +28,17 @@ class SparseAddOutput(NamedTuple):
     sum_shape: tuple[int, ...]
 
 
-jax.tree_util.register_pytree_with_keys(
-    SparseAddOutput,
-    lambda output: (
-        (
-            (jax.tree_util.GetAttrKey("sum_indices"), output.sum_indices),
-            (jax.tree_util.GetAttrKey("sum_values"), output.sum_values),
-        ),
-        output.sum_shape,
-    ),
-    lambda shape, leaves: SparseAddOutput(*leaves, sum_shape=shape),
-)
+def _flatten_output(output: SparseAddOutput) -> tuple[tuple[tuple[Any, jax.Array], ...], tuple[int, ...]]:
+    indices, values = jax.tree_util.GetAttrKey("sum_indices"), jax.tree_util.GetAttrKey("sum_values")
+    return ((indices, output.sum_indices), (values, output.sum_values)), output.sum_shape
+
+
+def _unflatten_output(shape: tuple[int, ...], leaves: Iterable[Any]) -> SparseAddOutput:
+    indices, values = leaves
+    return SparseAddOutput(indices, values, shape)
+
+
+jax.tree_util.register_pytree_with_keys(SparseAddOutput, _flatten_output, _unflatten_output)
 
 
 def sparse_add(
@@ -130,7 +131,7 @@ def _sparse_add_fwd(plan: SparseAddPlan, a_values: jax.Array, b_values: jax.Arra
 def _sparse_add_bwd(plan: SparseAddPlan, cotangent: jax.Array) -> tuple[None, jax.Array | None, jax.Array | None]:
     if cotangent.dtype == jax.dtypes.float0:  # integer values
         return None, None, None
-    return None, *gather_cotangent(plan.placements, poison_overflow(plan, cotangent))
+    return None, *gather_cotangent(plan.placements, plan.nnz, poison_overflow(plan, cotangent))
 
 
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)

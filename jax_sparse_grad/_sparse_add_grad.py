@@ -66,18 +66,17 @@ def sparse_add_grad(
         ordered = _keys.is_sorted(_keys.as_words(total))
         _validation.require(ordered, "`sum_indices` must be sorted as `sparse_add` returns them")
         placements = _locate(a, b, total, sizes)
-    return SparseAddGradOutput(*gather_cotangent(placements, cotangent))
+    return SparseAddGradOutput(*gather_cotangent(placements, jnp.int32(total.shape[0]), cotangent))
 
 
 @jax.jit
-def gather_cotangent(placements: tuple[Placement, Placement], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gather_cotangent(placements: tuple[Placement, ...], nnz: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
     """SparseAddGrad once the entries of both operands are located.
 
     sum[p] is the sum of all entries whose position is p, so d sum[p] / d entry is 1 where entry's position is p and 0
     elsewhere: the gradient of an entry is the cotangent at its position, and 0 if it has none.
     """
-    a, b = placements
-    return pick(a, cotangent), pick(b, cotangent)
+    return tuple(pick(placement, nnz, cotangent) for placement in placements)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -20,7 +20,7 @@ from jax import lax
 
 from jax_sparse_grad import _keys, _search
 from jax_sparse_grad._keys import Keys
-from jax_sparse_grad._primitives import gather, if_all, scatter
+from jax_sparse_grad._primitives import gather, if_all, iota_like, scatter
 
 
 class Placement(NamedTuple):
@@ -121,7 +121,7 @@ def restrict(union: Union, keep: jax.Array, nse: int) -> tuple[Union, jax.Array]
 def placement_of(positions: jax.Array, nse: int) -> Placement:
     """The placement of entries whose slots are known; `positions >= nse` have none."""
     size = positions.shape[0]
-    entries = jnp.arange(size, dtype=jnp.int32)
+    entries = iota_like(positions)
     # Of several entries that ask for one slot a single one gets it: the others find a stranger there.
     sources = scatter(nse, positions, entries, fill=size)
     unique = jnp.all((positions >= nse) | (gather(sources, positions, fill=size) == entries))
@@ -144,10 +144,11 @@ def _canonicalise(keys: Keys, assume_canonical: bool) -> _Canonical:
     if assume_canonical:
         return _Canonical(keys)
     size = keys[0].shape[0]
-    entries = jnp.arange(size, dtype=jnp.int32)
+    entries = iota_like(keys[0])
+    canonical = _keys.is_canonical(keys)
 
     def nothing_to_do(keys: Keys) -> tuple[Keys, Placement]:
-        return keys, Placement(entries, entries, jnp.array(True), entries)
+        return keys, Placement(entries, entries, canonical, entries)
 
     def sort(keys: Keys) -> tuple[Keys, Placement]:
         *sorted_words, order = lax.sort((*keys, entries), num_keys=len(keys), is_stable=True)
@@ -167,7 +168,7 @@ def _canonicalise(keys: Keys, assume_canonical: bool) -> _Canonical:
             ),
         )
 
-    return _Canonical(*if_all(_keys.is_canonical(keys), nothing_to_do, sort, keys))
+    return _Canonical(*if_all(canonical, nothing_to_do, sort, keys))
 
 
 def _compose(leaf: Placement, placement: Placement) -> Placement:

@@ -125,7 +125,8 @@ def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indic
     """The shape has one size for each column of the indices, whose dtype can hold the padding index (= the size)."""
     if len(shape) != indices.shape[1]:
         raise ValueError(
-            f"`{name}` must have as many sizes as `{indices_name}` has columns; got {shape} and {indices.shape[1]} columns"
+            f"`{name}` must have as many sizes as `{indices_name}` has columns; "
+            f"got {shape} and {indices.shape[1]} columns"
         )
     largest = np.iinfo(indices.dtype).max
     if any(size > largest for size in shape):
