@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _validation
+from jax_sparse_grad._checks import guard
 
 Keys = tuple[jax.Array, ...]
 """The words of n keys, most significant first: unsigned arrays `[n]`."""
@@ -71,21 +71,21 @@ def is_entry(indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return inside
 
 
-def check_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> None:
-    """Every row lies inside the shape or is padding; without a shape, no index is negative."""
+def guard_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
+    """The same rows, on the condition that all are entries or padding; without a shape, that none is negative."""
     size = indices.shape[0]
     if size == 0:
-        return
+        return indices
     row = _first_bad_row(indices, shape)
     expected = "not be negative" if shape is None else f"lie in [0, {shape}), or equal {shape} in padding"
     message = f"`{name}` must {expected}; row {{row}} is {{indices}}"
-    _validation.require(row == size, message, row=row, indices=indices[jnp.minimum(row, size - 1)])
+    return guard(indices, row == size, message, row=row, indices=indices[jnp.minimum(row, size - 1)])
 
 
-def check_canonical(name: str, indices: jax.Array, shape: tuple[int, ...]) -> None:
-    """The rows are what `assume_canonical=True` promises."""
+def guard_canonical(name: str, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The same rows, on the condition that they are what `assume_canonical=True` promises."""
     message = f"`{name}` must be sorted and unique, with padding last, for `assume_canonical=True`"
-    _validation.require(is_canonical(ravel(indices, shape)), message)
+    return guard(indices, is_canonical(ravel(indices, shape)), message)
 
 
 @partial(jax.jit, static_argnums=1)

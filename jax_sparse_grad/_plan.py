@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys, _union, _validation
+from jax_sparse_grad._checks import guard
 from jax_sparse_grad._primitives import gather, if_all, iota_like, vary_alike
 from jax_sparse_grad._union import Placement, Union
 
@@ -145,22 +146,21 @@ def make_plan(
     bound = sum(rows.shape[0] for rows in indices)
     concrete = _validation.is_concrete(indices)
     with _validation.evaluate_if_concrete(indices):
-        for name, rows in zip(names, indices, strict=True):
-            _keys.check_rows(name, rows, shape)
-            if assume_canonical and not concrete:  # the promise may be checked where that is free
-                _keys.check_canonical(name, rows, shape)
+        indices = tuple(_keys.guard_rows(name, rows, shape) for name, rows in zip(names, indices, strict=True))
+        if assume_canonical and not concrete:  # a promise is checked only where that is free
+            indices = tuple(_keys.guard_canonical(name, rows, shape) for name, rows in zip(names, indices, strict=True))
         plan = _unite(indices, shape, bound if nse is None else nse, assume_canonical)
         if concrete:
             plan = trim(plan, int(plan.nnz) if nse is None else nse)
-        if nse is not None and nse < bound:
-            check_overflow(plan.nnz, nse)
-    return plan
+        return plan if nse is None else guard_overflow(plan)
 
 
-def check_overflow(nnz: jax.Array, nse: int) -> None:
-    """The sum fits its stored entries."""
-    message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {nse}"
-    _validation.require(nnz <= nse, message, nnz=nnz)
+def guard_overflow(plan: SparseAddPlan) -> SparseAddPlan:
+    """The same plan, on the condition that the sum fits its stored entries."""
+    if not _may_overflow(plan):
+        return plan
+    message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {plan.nse}"
+    return guard(plan, plan.nnz <= plan.nse, message, nnz=plan.nnz)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -227,7 +227,7 @@ def poison_overflow(plan: SparseAddPlan, values: jax.Array) -> jax.Array:
 
     Counted as a linear map that is its own transpose, so that tangents and cotangents are poisoned too.
     """
-    if sum(_sizes(plan._union)) <= plan.nse:
+    if not _may_overflow(plan):
         return values
     return _linear(_poison, _poison, plan.nnz > plan.nse, values, plan.nse)
 
@@ -245,6 +245,10 @@ def _poison(overflow: jax.Array, values: jax.Array) -> jax.Array:
 def _negative_zero(dtype: np.dtype) -> np.ndarray:
     """What changes no number it is added to (for integers 0)."""
     return -np.zeros((), dtype)
+
+
+def _may_overflow(plan: SparseAddPlan) -> bool:
+    return plan.nse < sum(_sizes(plan._union))
 
 
 def _sizes(union: Union) -> list[int]:

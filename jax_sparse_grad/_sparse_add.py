@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad import _validation
-from jax_sparse_grad._plan import SparseAddPlan, add_values, check_overflow, make_plan, poison_overflow, restrict, trim
+from jax_sparse_grad._plan import SparseAddPlan, add_values, guard_overflow, make_plan, poison_overflow, restrict, trim
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
 
 
@@ -149,9 +149,7 @@ def _without_small(
         plan = restrict(full, keep, bound if nse is None else nse)
         if _validation.is_concrete(plan):
             plan = trim(plan, int(plan.nnz) if nse is None else nse)
-        if nse is not None and nse < bound:
-            check_overflow(plan.nnz, nse)
-    return plan
+        return plan if nse is None else guard_overflow(plan)
 
 
 @jax.jit
@@ -175,7 +173,8 @@ def _is_below(total: jax.Array, thresh: jax.Array) -> jax.Array:
     # Whole numbers are less than `thresh` if they are at most `last`; a `thresh` beyond the dtype is above them all.
     largest = jnp.iinfo(unsigned).max
     if jnp.issubdtype(thresh.dtype, jnp.integer):
-        last = jnp.minimum(thresh - 1, min(largest, jnp.iinfo(thresh.dtype).max)).astype(unsigned)
+        reachable = thresh.dtype.type(min(largest, jnp.iinfo(thresh.dtype).max))
+        last = jnp.minimum(thresh - 1, reachable).astype(unsigned)
     else:
         whole = jnp.ceil(thresh)
         beyond = whole >= 2.0 ** (8 * unsigned.itemsize)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad._checks import guard
 from jax_sparse_grad._plan import pick
 from jax_sparse_grad._search import search, search_rows
 from jax_sparse_grad._union import Placement, placement_of
@@ -61,10 +62,9 @@ def sparse_add_grad(
     if sizes is not None:
         _validation.check_shape_fits("shape", sizes, names[0], a)
     with _validation.evaluate_if_concrete(a, b, total):
-        for name, rows in zip(names, (a, b, total), strict=True):
-            _keys.check_rows(name, rows, sizes)
+        a, b, total = (_keys.guard_rows(name, rows, sizes) for name, rows in zip(names, (a, b, total), strict=True))
         ordered = _keys.is_sorted(_keys.as_words(total))
-        _validation.require(ordered, "`sum_indices` must be sorted as `sparse_add` returns them")
+        total = guard(total, ordered, "`sum_indices` must be sorted as `sparse_add` returns them")
         placements = _locate(a, b, total, sizes)
     return SparseAddGradOutput(*gather_cotangent(placements, jnp.int32(total.shape[0]), cotangent))
 

@@ -30,7 +30,8 @@ class Placement(NamedTuple):
     sources: `[m]` int32, the entry in each slot; n if there is none.
     unique: scalar bool, whether no slot has two entries. If false, `sources` counts the entries in the order of
       `order`, and names the first of those that share a slot. None if known to be true.
-    order: `[n]` int32, a permutation that sorts the entries by slot. None if `unique` is None.
+    order: `[n]` int32, a permutation that puts the entries in the order of their slots (those without one may stand
+      anywhere). None if `unique` is None.
     """
 
     positions: jax.Array

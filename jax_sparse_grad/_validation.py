@@ -1,8 +1,4 @@
-"""Every check of the arguments and its message.
-
-Static faults (types, ranks, shapes, dtypes) raise while tracing too. Faults of the data are checked by `require`: it
-raises where the data is concrete, and speaks up only under `checkify` where it is traced.
-"""
+"""Every static check of the arguments and its message: types, ranks, shapes, dtypes. They raise while tracing too."""
 
 import contextlib
 import operator
@@ -12,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import checkify
 
 
 def is_concrete(*trees: Any) -> bool:
@@ -25,15 +20,6 @@ def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]
     return jax.ensure_compile_time_eval() if is_concrete(*trees) else contextlib.nullcontext()
 
 
-def require(ok: jax.Array, message: str, **data: jax.Array) -> None:
-    """`ValueError(message)` if a concrete `ok` is false; a `checkify` check of that name if it is traced."""
-    if is_concrete(ok, data):
-        if not ok:
-            raise ValueError(message.format(**{name: np.asarray(value) for name, value in data.items()}))
-    else:
-        checkify.debug_check(ok, message, **data)
-
-
 def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     """A dense shape as a tuple of ints."""
     if not is_concrete(shape):
@@ -41,6 +27,8 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
             f"`{name}` must be known while tracing, got a traced array; pass a tuple of ints, "
             "or mark it static (`jax.jit(..., static_argnames=...)`)"
         )
+    if isinstance(shape, jax.Array):
+        shape = np.asarray(shape)  # inside `jit`, its elements would be tracers
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
@@ -59,7 +47,9 @@ def as_nse(nse: Any) -> int | None:
     try:
         size = operator.index(nse)
     except TypeError:
-        raise TypeError(f"`nse` must be an int or None, got {nse!r}") from None
+        size = None
+    if size is None or isinstance(nse, bool):
+        raise TypeError(f"`nse` must be an int or None, got {nse!r}")
     if size < 0:
         raise ValueError(f"`nse` must not be negative, got {size}")
     return size

@@ -27,23 +27,30 @@ def is_entry(indices, shape):
     return np.all((indices >= 0) & (indices < np.array(shape).reshape(1, -1)), axis=1)
 
 
+def cell_of(indices, shape):
+    """The number of each row's cell in row-major order; a scalar tensor has one cell, number 0."""
+    strides = np.cumprod([1, *shape[:0:-1]], dtype=np.int64)[::-1][: len(shape)]
+    return np.asarray(indices, np.int64) @ strides
+
+
 def to_dense(indices, values, shape):
     indices, values = np.asarray(indices), np.asarray(values)
-    total = np.zeros((*shape, *values.shape[1:]), values.dtype)
+    total = np.zeros((int(np.prod(shape)), *values.shape[1:]), values.dtype)
     inside = is_entry(indices, shape)
-    np.add.at(total, tuple(indices[inside].T), values[inside])
-    return total
+    np.add.at(total, cell_of(indices[inside], shape), values[inside])
+    return total.reshape((*shape, *values.shape[1:]))
 
 
 def union_indices(*indices, shape):
     """The distinct rows inside the shape, lexicographically sorted."""
     rows = np.concatenate([np.asarray(i) for i in indices])
-    return np.unique(rows[is_entry(rows, shape)], axis=0)
+    rows = rows[is_entry(rows, shape)]
+    return np.unique(rows, axis=0) if shape else rows[:1]
 
 
 def at_rows(table, indices, shape):
     """`table[row]` for each row of the indices, 0 for padding: the gradient of `sum(table * dense)`."""
     inside = is_entry(indices, shape)
-    rows = np.where(inside.reshape(-1, 1), indices, 0)
-    values = table[tuple(rows.T)]
-    return np.where(inside.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
+    cells = table.reshape((-1, *table.shape[len(shape) :]))
+    values = cells[np.where(inside, cell_of(indices, shape), 0)]
+    return np.where(inside.reshape(-1, *[1] * (values.ndim - 1)), values, 0).astype(table.dtype)

@@ -1,0 +1,88 @@
+"""Properties of the sum for any shape, order, duplicates, padding and bounds."""
+
+from functools import partial
+
+import hypothesis.extra.numpy as npst
+import hypothesis.strategies as st
+import jax
+import numpy as np
+from hypothesis import given
+
+import jax_sparse_grad as jsg
+from samples import at_rows, is_entry, to_dense, union_indices
+
+# A few shapes and one length, so that a few compilations serve all examples; padding makes the lengths differ.
+LENGTH = 9
+SHAPES = [(), (1,), (5,), (3, 4), (2, 1, 3), (2**31 - 1, 3), (2**20, 2**20, 2**20)]
+
+
+@st.composite
+def tensors(draw, in_bounds=True):
+    """Two index lists in a small corner of a shape (so that they meet), values, and a table to weigh the sum with."""
+    shape = draw(st.sampled_from(SHAPES))
+    low, high = (0, 3) if in_bounds else (-2, 5)
+    lists = []
+    for _ in range(2):
+        rows = draw(npst.arrays(np.int32, (LENGTH, len(shape)), elements=st.integers(low, high)))
+        if in_bounds:
+            rows = np.minimum(rows, np.maximum(np.array(shape) - 1, 0)).astype(np.int32).reshape(LENGTH, len(shape))
+        # Padding means nothing for a scalar tensor.
+        padding = draw(npst.arrays(bool, LENGTH)) if shape else np.zeros(LENGTH, bool)
+        if draw(st.booleans()):
+            rows, padding = rows[np.lexsort(rows.T[::-1])] if shape else rows, np.sort(padding)
+        rows[padding] = np.array(shape, np.int32)
+        lists.append(rows)
+    values = draw(npst.arrays(np.float32, (3, LENGTH), elements=st.integers(-50, 50)))
+    return shape, *lists, *values
+
+
+@partial(jax.jit, static_argnums=0)
+def add_and_pull(shape, a, b, x, y, weight):
+    output, pull = jax.vjp(lambda x, y: jsg.sparse_add(a, x, shape, b, y, shape, nse=2 * LENGTH).sum_values, x, y)
+    plan = jsg.plan_sparse_add(a, b, shape=shape)
+    return plan.indices, plan.nnz, output, plan(x, y), pull(weight)
+
+
+def corner(indices, shape):
+    """The rows with what lies outside the shape as padding, and the shape no larger than the corner they lie in."""
+    small = tuple(min(size, 6) for size in shape)
+    return np.where(is_entry(indices, shape).reshape(-1, 1), indices, np.array(small, np.int32)), small
+
+
+def check(shape, a, b, x, y, weights):
+    cotangent = np.concatenate([weights, weights])
+    indices, nnz, values, planned, gradients = add_and_pull(shape, a, b, x, y, cotangent)
+    expected = union_indices(a, b, shape=shape)
+    assert int(nnz) == len(expected)
+    np.testing.assert_array_equal(indices[:nnz], expected)
+    assert np.all(np.asarray(indices[int(nnz) :]) == np.array(shape, np.int32))
+    np.testing.assert_array_equal(values, planned)
+    np.testing.assert_array_equal(values[int(nnz) :], 0)
+
+    (total, small), (a_rows, _), (b_rows, _) = (corner(rows, shape) for rows in (expected, a, b))
+    dense = to_dense(a_rows, x, small) + to_dense(b_rows, y, small)
+    np.testing.assert_array_equal(to_dense(total, np.asarray(values)[: len(expected)], small), dense)
+    table = to_dense(total, cotangent[: len(expected)], small)
+    for rows, gradient in zip((a_rows, b_rows), gradients, strict=True):
+        np.testing.assert_array_equal(gradient, at_rows(table, rows, small))
+
+
+@given(tensors())
+def test_sum_and_gradient_of_anything_in_bounds(example):
+    check(*example)
+
+
+@given(tensors(in_bounds=False))
+def test_what_lies_out_of_bounds_counts_as_padding_under_jit(example):
+    check(*example)
+
+
+@given(tensors())
+def test_addition_commutes_and_a_plan_adds_itself(example):
+    shape, a, b, x, y, weights = example
+    forwards = add_and_pull(shape, a, b, x, y, np.concatenate([weights, weights]))
+    backwards = add_and_pull(shape, b, a, y, x, np.concatenate([weights, weights]))
+    for one, other in zip(forwards[:4], backwards[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(forwards[4], backwards[4][::-1], strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,79 @@
+"""Where sorted keys stand in sorted keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_sparse_grad import _keys, _search
+
+SHAPES = [(97,), (40, 50), (2**20, 2**20, 2**20), (2**31 - 1, 2**31 - 1)]
+
+
+def sorted_rows(rng, shape, count):
+    return np.unique(rng.integers(0, shape, (count, len(shape))).astype(np.int32), axis=0)
+
+
+def queries_around(rng, rows, shape):
+    """Rows that are there, their neighbours, random ones, and padding."""
+    near = np.clip(rows + rng.integers(-1, 2, rows.shape), 0, np.array(shape) - 1)
+    far = rng.integers(0, shape, (30, len(shape)))
+    return rng.permutation(np.concatenate([rows, near, far, [shape]])).astype(np.int32)
+
+
+def expected(rows, queries):
+    """Brute force: rank among, and membership in, the rows as Python tuples."""
+    table = [tuple(row) for row in rows.tolist()]
+    wanted = [tuple(row) for row in queries.tolist()]
+    return [sum(row < query for row in table) for query in wanted], [query in table for query in wanted]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 31, 64])
+def test_search_finds_rank_and_membership(rng, shape, count):
+    rows = sorted_rows(rng, shape, count)
+    queries = queries_around(rng, rows, shape)
+
+    @jax.jit
+    def search(rows, queries):
+        return _search.search(_keys.ravel(rows, shape), _keys.ravel(queries, shape))
+
+    position, found = search(rows, queries)
+    rank, member = expected(rows, queries)
+    np.testing.assert_array_equal(position, rank)
+    np.testing.assert_array_equal(found, member)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_found_without_a_shape(rng, shape, wide):
+    rows = sorted_rows(rng, shape, 64)
+    queries = queries_around(rng, rows, shape)
+    with jax.enable_x64(wide):
+        position, found = jax.jit(_search.search_rows)(jnp.asarray(rows), jnp.asarray(queries))
+    rank, member = expected(rows, queries)
+    np.testing.assert_array_equal(found, member)
+    np.testing.assert_array_equal(np.asarray(position)[member], np.array(rank)[member])
+
+
+def test_a_row_too_large_for_the_packing_meets_no_other_row():
+    rows = jnp.array([[0, 0], [1, 2]])
+    queries = jnp.array([[0, 5], [1, 2], [2, -1], [-1, 0]])  # (0, 5) packs like (1, 2) where columns reach 2
+    _, found = _search.search_rows(rows, queries)
+    np.testing.assert_array_equal(found, [False, True, False, False])
+
+
+def test_nothing_is_found_among_no_keys():
+    none, some = jnp.zeros((0, 2), jnp.int32), jnp.array([[0, 1]])
+    for position, found in (
+        _search.search(_keys.ravel(none, (3, 3)), _keys.ravel(some, (3, 3))),
+        _search.search_rows(none, some),
+    ):
+        np.testing.assert_array_equal(position, [0])
+        np.testing.assert_array_equal(found, [False])
+
+
+def test_padding_is_never_found():
+    keys = _keys.ravel(jnp.array([[0, 1], [3, 3]]), (3, 3))
+    _, found = _search.search(keys, keys)
+    np.testing.assert_array_equal(found, [True, False])

@@ -1,0 +1,316 @@
+"""SparseAdd against a dense numpy sum, where TensorFlow is wrong or silent too."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_sparse_grad as jsg
+from samples import at_rows, random_coo, random_values, to_dense, union_indices
+
+SHAPE = (6, 7)
+FORMS = {
+    "canonical": {},
+    "shuffled": {"shuffled": True},
+    "duplicates": {"duplicates": 4},
+    "all": {"shuffled": True, "duplicates": 4, "padding": 2},
+}
+
+
+def check_sum(output, a, x, b, y, shape):
+    """The output is the dense sum on the union pattern, padded behind it."""
+    expected = union_indices(a, b, shape=shape)
+    indices, values = np.asarray(output.sum_indices), np.asarray(output.sum_values)
+    count = len(expected)
+    np.testing.assert_array_equal(indices[:count], expected)
+    np.testing.assert_array_equal(indices[count:], np.tile([shape], (len(indices) - count, 1)))
+    np.testing.assert_array_equal(values[count:], 0)
+    np.testing.assert_array_equal(to_dense(indices, values, shape), to_dense(a, x, shape) + to_dense(b, y, shape))
+    assert output.sum_shape == shape
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_sum_on_the_union_pattern(rng, form, jit):
+    add = jax.jit(jsg.sparse_add, static_argnums=(2, 5)) if jit else jsg.sparse_add
+    a, x = random_coo(rng, SHAPE, 9, **FORMS[form])
+    b, y = random_coo(rng, SHAPE, 9, **FORMS[form])
+    output = add(a, x, SHAPE, b, y, SHAPE)
+    check_sum(output, a, x, b, y, SHAPE)
+    assert len(output.sum_indices) == (len(a) + len(b) if jit else len(union_indices(a, b, shape=SHAPE)))
+
+
+@pytest.mark.parametrize("shape", [(11,), (2, 3, 4), (2, 2, 3, 2, 3), (1,) * 9])
+def test_any_rank(rng, shape):
+    nnz = min(7, int(np.prod(shape)))
+    a, x = random_coo(rng, shape, nnz, shuffled=True)
+    b, y = random_coo(rng, shape, nnz, shuffled=True)
+    check_sum(jsg.sparse_add(a, x, shape, b, y, shape), a, x, b, y, shape)
+
+
+@pytest.mark.parametrize("overlap", [0, 4, 8])
+def test_any_overlap(rng, overlap):
+    cells = rng.permutation(42)
+    a, b = cells[:8], cells[8 - overlap : 16 - overlap]
+    a, b = (np.stack(np.unravel_index(np.sort(c), SHAPE), axis=1) for c in (a, b))
+    x, y = random_values(rng, 8), random_values(rng, 8)
+    output = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+    assert len(output.sum_values) == 16 - overlap
+    check_sum(output, a, x, b, y, SHAPE)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 1), (5, 0)])
+def test_empty_operands(rng, sizes):
+    (a, x), (b, y) = (random_coo(rng, SHAPE, size) for size in sizes)
+    output = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+    check_sum(output, a, x, b, y, SHAPE)
+    gradients = jax.grad(lambda x, y: jsg.sparse_add(a, x, SHAPE, b, y, SHAPE).sum_values.sum(), (0, 1))(x, y)
+    chex.assert_trees_all_equal(gradients, (np.ones_like(x), np.ones_like(y)))
+
+
+def test_a_scalar_tensor():
+    index = np.zeros((1, 0), np.int32)
+    output = jsg.sparse_add(index, [2.0], (), index, [3.0], ())
+    assert output.sum_indices.shape == (1, 0)
+    assert output.sum_values.tolist() == [5.0]
+    assert output.sum_shape == ()
+
+
+def test_a_shape_without_cells():
+    none = np.zeros((0, 2), np.int32)
+    output = jsg.sparse_add(none, np.zeros(0), (0, 4), none, np.zeros(0), (0, 4))
+    assert (output.sum_indices.shape, output.sum_values.shape) == ((0, 2), (0,))
+
+
+def test_cancelled_entries_stay_as_explicit_zeros():
+    index = np.array([[0, 1], [2, 3]])
+    output = jsg.sparse_add(index, [1.0, 2.0], SHAPE, index, [-1.0, 2.0], SHAPE)
+    assert output.sum_values.tolist() == [0.0, 4.0]
+
+
+@pytest.mark.parametrize("shape", [(2**31 - 1,) * 3, (2**20,) * 5, (3,) * 40, (2**16, 2**16), (65535, 65537)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_no_shape_overflows(rng, shape, wide):
+    with jax.enable_x64(wide):
+        rows = rng.integers(0, shape, (12, len(shape))).astype(np.int32)
+        rows[0], rows[1] = 0, np.array(shape) - 1
+        a, b = rows[:8], rows[4:]
+        output = jsg.sparse_add(a, np.arange(8), shape, b, np.arange(8) * 10, shape)
+        expected = union_indices(a, b, shape=shape)
+        np.testing.assert_array_equal(output.sum_indices, expected)
+        table = {tuple(r): v for r, v in zip(a.tolist(), range(8), strict=True)}
+        for r, v in zip(b.tolist(), range(8), strict=True):
+            table[tuple(r)] = table.get(tuple(r), 0) + 10 * v
+        assert output.sum_values.tolist() == [table[tuple(r)] for r in expected.tolist()]
+
+
+def test_64_bit_indices_beyond_32_bits(x64):
+    shape = (2**40, 2**40)
+    a, b = np.array([[1, 2**39], [2**33, 5]]), np.array([[2**33, 5], [2**33 + 1, 0]])
+    output = jsg.sparse_add(a, [1.0, 2.0], shape, b, [10.0, 20.0], shape)
+    assert output.sum_indices.tolist() == [[1, 2**39], [2**33, 5], [2**33 + 1, 0]]
+    assert output.sum_values.tolist() == [1.0, 12.0, 20.0]
+    gradients = jsg.sparse_add_grad(np.array([1.0, 2.0, 3.0]), a, b, output.sum_indices)
+    assert [g.tolist() for g in gradients] == [[1.0, 2.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize("dtypes", [("int8", "int32"), ("uint8", "int8"), ("uint16", "uint16"), ("int32", "uint8")])
+def test_index_dtypes_promote(rng, dtypes):
+    (a, x), (b, y) = (random_coo(rng, SHAPE, 5) for _ in range(2))
+    output = jsg.sparse_add(a.astype(dtypes[0]), x, SHAPE, b.astype(dtypes[1]), y, SHAPE)
+    assert output.sum_indices.dtype == jnp.promote_types(*dtypes)
+    check_sum(output, a, x, b, y, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("a_dtype", "b_dtype"),
+    [
+        ("float32", "float32"),
+        ("bfloat16", "float32"),
+        ("float16", "bfloat16"),
+        ("float32", "complex64"),
+        ("int32", "float32"),
+        ("int8", "uint8"),
+        ("uint32", "uint32"),
+    ],
+)
+def test_value_dtypes_promote_and_each_gradient_has_its_own(rng, a_dtype, b_dtype):
+    a, x = random_coo(rng, SHAPE, 9, jnp.dtype(a_dtype).type)
+    b, y = random_coo(rng, SHAPE, 9, jnp.dtype(b_dtype).type)
+    output = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+    assert output.sum_values.dtype == jnp.promote_types(a_dtype, b_dtype)
+    if not jnp.issubdtype(output.sum_values.dtype, jnp.inexact):
+        dtype = output.sum_values.dtype
+        dense = to_dense(a, x.astype(dtype), SHAPE) + to_dense(b, y.astype(dtype), SHAPE)
+        np.testing.assert_array_equal(to_dense(output.sum_indices, output.sum_values, SHAPE), dense)
+        return
+    dense = to_dense(a, x.astype(np.complex64), SHAPE) + to_dense(b, y.astype(np.complex64), SHAPE)
+    got = to_dense(output.sum_indices, np.asarray(output.sum_values).astype(np.complex64), SHAPE)
+    np.testing.assert_array_equal(got, dense)
+
+    def loss(x, y):
+        return jsg.sparse_add(a, x, SHAPE, b, y, SHAPE).sum_values.sum().real
+
+    for gradient, values in zip(jax.grad(loss, (0, 1), allow_int=True)(x, y), (x, y), strict=True):
+        if jnp.issubdtype(values.dtype, jnp.inexact):
+            assert gradient.dtype == values.dtype
+            np.testing.assert_array_equal(np.asarray(gradient).astype(np.complex64), 1)
+        else:
+            assert gradient.dtype == jax.dtypes.float0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
+    a, x = random_coo(rng, SHAPE, 9, dense=(2,), **FORMS[form])
+    b, y = random_coo(rng, SHAPE, 9, dense=(2,), **FORMS[form])
+    table = random_values(rng, (*SHAPE, 2))
+
+    @jax.jit
+    def gradients(a, x, b, y):
+        def loss(x, y):
+            output = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+            rows = tuple(output.sum_indices[:, d] for d in range(2))
+            return (jnp.asarray(table).at[rows].get(mode="fill", fill_value=7) * output.sum_values).sum()
+
+        return jax.grad(loss, (0, 1))(x, y)
+
+    for indices, gradient in zip((a, b), gradients(a, x, b, y), strict=True):
+        np.testing.assert_array_equal(gradient, at_rows(table, indices, SHAPE))
+
+
+def test_padded_output_is_valid_input(rng):
+    tensors = [random_coo(rng, SHAPE, 6) for _ in range(4)]
+
+    @jax.jit
+    def chain(tensors):
+        indices, values = tensors[0]
+        for more_indices, more_values in tensors[1:]:
+            indices, values, _ = jsg.sparse_add(indices, values, SHAPE, more_indices, more_values, SHAPE, nse=30)
+        return indices, values
+
+    indices, values = chain(tensors)
+    np.testing.assert_array_equal(to_dense(indices, values, SHAPE), sum(to_dense(*t, SHAPE) for t in tensors))
+
+
+def test_the_shape_passes_through_jit_and_vmap_unchanged(rng):
+    a, x = random_coo(rng, SHAPE, 5)
+    array_shape = jnp.array(SHAPE)
+    output = jax.jit(lambda x: jsg.sparse_add(a, x, np.array(SHAPE), a, x, array_shape))(x)
+    assert output.sum_shape == SHAPE
+    assert len(jax.tree.leaves(output)) == 2
+    assert jax.vmap(lambda x: jsg.sparse_add(a, x, SHAPE, a, x, SHAPE))(x[None]).sum_shape == SHAPE
+
+
+class TestThreshold:
+    a, b = np.array([[0], [1], [2], [3], [5]]), np.array([[1], [2], [3], [4], [5]])
+    x, y = np.array([0.1, 1.0, 1.0, -2.0, np.nan], np.float32), np.array([-1.5, -1.0, 1.0, 0.2, 1.0], np.float32)
+    shape = (6,)
+
+    @pytest.mark.parametrize("traced", [False, True])
+    @pytest.mark.parametrize(
+        ("thresh", "kept"),
+        [(0, [0, 1, 2, 3, 4, 5]), (-1.0, [0, 1, 2, 3, 4, 5]), (0.25, [0, 1, 3, 4, 5]), (0.5, [0, 1, 3, 4, 5])]
+        + [(0.75, [0, 3, 4, 5]), (1.0, [0, 3, 4, 5]), (np.inf, [0, 4, 5])],
+    )
+    def test_drops_shared_entries_below_it_and_keeps_nan(self, thresh, kept, traced):
+        def add(x, y, thresh):
+            return jsg.sparse_add(self.a, x, self.shape, self.b, y, self.shape, thresh)
+
+        sums = np.array([0.1, -0.5, 0.0, -1.0, 0.2, np.nan], np.float32)
+        output = jax.jit(add)(self.x, self.y, thresh) if traced else add(self.x, self.y, thresh)
+        assert len(output.sum_values) == (10 if traced else len(kept))
+        np.testing.assert_array_equal(output.sum_indices[: len(kept), 0], kept)
+        np.testing.assert_array_equal(output.sum_values[: len(kept)], sums[kept])
+        np.testing.assert_array_equal(output.sum_values[len(kept) :], 0)
+
+    @pytest.mark.parametrize("jit", [False, True])
+    def test_a_dropped_entry_receives_no_gradient(self, jit):
+        def loss(x, y):
+            return jsg.sparse_add(self.a, x, self.shape, self.b, y, self.shape, 0.75).sum_values.sum()
+
+        gradient = jax.grad(loss, (0, 1))
+        chex.assert_trees_all_equal(
+            (jax.jit(gradient) if jit else gradient)(self.x, self.y),
+            (np.array([1, 0, 0, 1, 1], np.float32), np.array([0, 0, 1, 1, 1], np.float32)),
+        )
+
+    def test_has_no_gradient_itself(self):
+        def loss(thresh):
+            return jsg.sparse_add(self.a, self.x, self.shape, self.b, self.y, self.shape, thresh).sum_values[0]
+
+        assert jax.grad(loss)(0.5) == 0
+
+    @pytest.mark.parametrize(
+        ("dtype", "thresh"),
+        [(np.int32, t) for t in (1, 2, 1.5, np.float32(1.0), 2**31, 2**31 + 1)]
+        + [(np.int8, t) for t in (128, 129, 1e9)]
+        + [(np.uint8, t) for t in (255, 256)]
+        + [(np.uint32, t) for t in (2**32 - 1, 2.0**32, 1e30)],
+    )
+    def test_compares_integers_exactly(self, dtype, thresh):
+        limits = np.iinfo(dtype)
+        candidates = [v for v in (0, 1, -1, 127, -128, 255, 2**32 - 1, -(2**31)) if limits.min <= v <= limits.max]
+        index = np.arange(len(candidates)).reshape(-1, 1)
+        zeros = np.zeros(len(candidates), dtype)
+        output = jsg.sparse_add(index, np.array(candidates, dtype), (9,), index, zeros, (9,), thresh)
+        assert output.sum_values.tolist() == [v for v in candidates if abs(v) >= thresh]
+
+    def test_hybrid_entries_go_only_as_a_whole(self):
+        index = np.array([[0], [1]])
+        values = np.array([[0.1, 0.2], [0.1, 9.0]])
+        output = jsg.sparse_add(index, values, (2,), index, 0 * values, (2,), 0.5)
+        assert output.sum_indices.tolist() == [[1]]
+        np.testing.assert_allclose(output.sum_values, [[0.1, 9.0]])
+
+    def test_sees_complete_sums_of_duplicates(self):
+        a = np.array([[1], [0], [1]])
+        output = jsg.sparse_add(a, [0.3, 5.0, 0.3], (2,), np.array([[1]]), [0.3], (2,), 0.5)
+        np.testing.assert_allclose(output.sum_values, [5.0, 0.9], rtol=1e-6)
+
+    def test_stored_number_of_entries_counts_what_stays(self):
+        def add(nse, x=self.x):
+            return jsg.sparse_add(self.a, x, self.shape, self.b, self.y, self.shape, 0.75, nse=nse)
+
+        assert len(add(4).sum_values) == 4
+        assert add(6).sum_indices[:, 0].tolist() == [0, 3, 4, 5, 6, 6]
+        with pytest.raises(
+            ValueError, match="`nse` must be at least 4, the number of distinct entries of the sum; got 3"
+        ):
+            add(3)
+        assert np.all(np.isnan(jax.jit(lambda x: add(3, x))(self.x).sum_values))
+
+
+def test_overflow_poisons_values_and_gradients_under_jit(rng):
+    a, x = random_coo(rng, SHAPE, 9)
+    b, y = random_coo(rng, SHAPE, 9)
+
+    @jax.jit
+    def run(a, x):
+        def loss(x):
+            values = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, nse=5).sum_values
+            return values.sum(), values
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    gradient, values = run(a, x)
+    assert np.all(np.isnan(values))
+    assert np.isnan(gradient[0])
+
+
+def test_concrete_indices_make_an_exact_sum_inside_jit(rng):
+    a, x = random_coo(rng, SHAPE, 9, shuffled=True, duplicates=3)
+    b, y = random_coo(rng, SHAPE, 9)
+    output = jax.jit(lambda x, y: jsg.sparse_add(a, x, SHAPE, b, y, SHAPE))(x, y)
+    assert len(output.sum_values) == len(union_indices(a, b, shape=SHAPE))
+    check_sum(output, a, x, b, y, SHAPE)
+
+
+def test_strict_promotion_and_lists_are_accepted():
+    with jax.numpy_dtype_promotion("strict"):
+        output = jsg.sparse_add([[0, 1]], [1.0], [2, 2], [[0, 1], [1, 0]], [2.0, 3.0], [2, 2], 0.5)
+        assert output.sum_values.tolist() == [3.0, 3.0]
+        value = jax.jit(jsg.sparse_add, static_argnums=(2, 5))(
+            jnp.array([[1, 1], [0, 1]]), jnp.ones(2), (2, 2), jnp.array([[0, 1]]), jnp.ones(1), (2, 2)
+        )
+        assert value.sum_values.tolist() == [2.0, 1.0, 0.0]

@@ -1,0 +1,142 @@
+"""Side by side with TensorFlow's own kernels, bit for bit, where TensorFlow is installed."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_sparse_grad as jsg
+
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra `bench`)", exc_type=ImportError)
+
+# The types for which TensorFlow 2.21 has kernels, of the seventeen in the op's signature.
+DTYPES = ["float32", "float64", "int64", "int32", "int16", "int8", "complex64", "complex128"]
+SHAPES = [(40,), (6, 7), (3, 4, 5), (2, 3, 2, 4), (2, 2, 3, 2, 2)]
+
+
+def cells_of(rng, shape, overlap, count=15):
+    """Two sorted index lists of which the given share coincides."""
+    cells = rng.permutation(int(np.prod(shape)))
+    shared = round(overlap * count)
+    a, b = cells[:count], cells[count - shared : 2 * count - shared]
+    return [np.stack(np.unravel_index(np.sort(c), shape), axis=1).astype(np.int64) for c in (a, b)]
+
+
+def draw(rng, size, dtype):
+    """Full-width numbers, so that rounding and wrap-around have to agree too; a few that cancel; a negative zero."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "i":
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, size, dtype, endpoint=True)
+    values = rng.normal(size=size)
+    if dtype.kind == "c":
+        values = values + 1j * rng.normal(size=size)
+    values = values.astype(dtype)
+    values[: size // 5] = -0.0
+    return values
+
+
+def bits(array):
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+def thresholds(dtype):
+    """In the dtype that TensorFlow asks for: that of the magnitude."""
+    real = np.empty(0, dtype).real.dtype
+    return np.array([0, 1, 100] if real.kind == "i" else [0, 0.3, 1.5], real)
+
+
+def their_sum_and_gradients(rng, shape, a, x, b, y, thresh):
+    total = tf.raw_ops.SparseAdd(
+        a_indices=a, a_values=x, a_shape=shape, b_indices=b, b_values=y, b_shape=shape, thresh=thresh
+    )
+    backprop = draw(rng, len(total.sum_values), x.dtype)
+    grads = tf.raw_ops.SparseAddGrad(
+        backprop_val_grad=backprop, a_indices=a, b_indices=b, sum_indices=total.sum_indices
+    )
+    arrays = (total.sum_indices, total.sum_values, backprop, grads.a_val_grad, grads.b_val_grad)
+    return tuple(np.asarray(array) for array in arrays)
+
+
+def check(total, grads, indices, values, a_grad, b_grad):
+    nnz = len(indices)
+    np.testing.assert_array_equal(total.sum_indices[:nnz], indices)
+    for ours, theirs in zip((total.sum_values[:nnz], *grads), (values, a_grad, b_grad), strict=True):
+        np.testing.assert_array_equal(bits(ours), bits(theirs))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sum_and_gradients_are_the_same_bits_under_jit(x64, rng, shape, dtype):
+    @jax.jit
+    def run(a, x, b, y, thresh, backprop):
+        total = jsg.sparse_add(a, x, shape, b, y, shape, thresh)
+        return total, jsg.sparse_add_grad(backprop, a, b, total.sum_indices, shape=shape)
+
+    for overlap in (0.0, 0.5, 1.0):
+        a, b = cells_of(rng, shape, overlap)
+        x, y = draw(rng, len(a), dtype), draw(rng, len(b), dtype)
+        for thresh in thresholds(dtype):
+            indices, values, backprop, *grads = their_sum_and_gradients(rng, shape, a, x, b, y, thresh)
+            padded = np.concatenate([backprop, np.ones(len(a) + len(b) - len(backprop), dtype)])
+            check(*run(a, x, b, y, thresh, padded), indices, values, *grads)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 1.0])
+def test_sum_and_gradients_are_the_same_bits_eagerly(rng, overlap, dtype):
+    shape = (6, 7)
+    a, b = cells_of(rng, shape, overlap)
+    x, y = draw(rng, len(a), dtype), draw(rng, len(b), dtype)
+    for thresh in thresholds(dtype):
+        indices, values, backprop, *grads = their_sum_and_gradients(rng, shape, a, x, b, y, thresh)
+        total = jsg.sparse_add(a, x, shape, b, y, shape, thresh)
+        assert len(total.sum_values) == len(values)
+        check(total, jsg.sparse_add_grad(backprop, a, b, total.sum_indices), indices, values, *grads)
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.4])
+def test_gradient_tape_and_jax_grad_agree(rng, thresh):
+    shape = (6, 7)
+    a, b = cells_of(rng, shape, 0.5)
+    x, y = draw(rng, len(a), np.float32), draw(rng, len(b), np.float32)
+
+    def loss(x, y):
+        return (jsg.sparse_add(a, x, shape, b, y, shape, thresh).sum_values ** 2).sum()
+
+    variables = tf.Variable(x), tf.Variable(y)
+    with tf.GradientTape() as tape:
+        total = tf.sparse.add(
+            tf.SparseTensor(a, variables[0], shape), tf.SparseTensor(b, variables[1], shape), threshold=thresh
+        )
+        value = tf.reduce_sum(total.values**2)
+    expected = [g.numpy() for g in tape.gradient(value, variables)]
+    chex.assert_trees_all_close(list(jax.grad(loss, (0, 1))(x, y)), expected, rtol=1e-6)
+
+
+def test_the_differences_are_the_stated_ones():
+    """NaN sums, duplicates and order: TensorFlow loses entries without a word, where the sum here is complete."""
+    index = np.array([[0], [1]])
+    nan = np.array([np.nan, 1.0], np.float32)
+    theirs = tf.raw_ops.SparseAdd(
+        a_indices=index, a_values=nan, a_shape=[2], b_indices=index, b_values=nan, b_shape=[2], thresh=0.0
+    )
+    assert theirs.sum_indices.numpy().tolist() == [[1]]
+    assert jsg.sparse_add(index, nan, (2,), index, nan, (2,)).sum_indices.tolist() == [[0], [1]]
+
+    unsorted, one = np.array([[1], [0]]), np.array([[0]])
+    theirs = tf.raw_ops.SparseAdd(
+        a_indices=unsorted, a_values=[1.0, 2.0], a_shape=[2], b_indices=one, b_values=[4.0], b_shape=[2], thresh=0.0
+    )
+    assert theirs.sum_indices.numpy().tolist() == [[0], [1], [0]]
+    ours = jsg.sparse_add(unsorted, [1.0, 2.0], (2,), one, [4.0], (2,))
+    assert (ours.sum_indices.tolist(), ours.sum_values.tolist()) == ([[0], [1]], [6.0, 1.0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "uint8", "uint32"])
+def test_dtypes_of_the_signature_without_a_kernel_work_here(dtype):
+    index, value = np.array([[0]]), np.ones(1, jnp.dtype(dtype))
+    with pytest.raises((tf.errors.NotFoundError, tf.errors.InvalidArgumentError)):
+        tf.raw_ops.SparseAddGrad(backprop_val_grad=value, a_indices=index, b_indices=index, sum_indices=index)
+    assert jsg.sparse_add_grad(value, index, index, index).a_val_grad.dtype == dtype

@@ -1,0 +1,296 @@
+"""sparse_add and plans under every JAX transformation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from jax.test_util import check_grads
+
+import jax_sparse_grad as jsg
+from samples import at_rows, random_coo, to_dense, union_indices
+
+SHAPE = (6, 7)
+FORM = {"shuffled": True, "duplicates": 3, "padding": 1}
+
+
+@pytest.fixture
+def pair(rng):
+    a, x = random_coo(rng, SHAPE, 8, **FORM)
+    b, y = random_coo(rng, SHAPE, 8)
+    return a, jnp.asarray(x / 9), b, jnp.asarray(y / 9)
+
+
+def add(a, x, b, y, **keywords):
+    return jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, **keywords)
+
+
+def dense_add(a, x, b, y):
+    """The same sum by dense scatters, which JAX differentiates itself."""
+
+    def dense(indices, values):
+        # Padding lies outside and is dropped.
+        return jnp.zeros(SHAPE).at[tuple(jnp.asarray(indices).T)].add(values, mode="drop")
+
+    return dense(a, x) + dense(b, y)
+
+
+def cubes(values):
+    return (values**3).sum()
+
+
+def sparse_loss(a, b, **keywords):
+    return lambda x, y: cubes(add(a, x, b, y, **keywords).sum_values)
+
+
+def dense_loss(a, b):
+    return lambda x, y: cubes(dense_add(a, x, b, y))
+
+
+class TestSparseAdd:
+    @pytest.mark.parametrize("thresh", [0, 0.4])
+    def test_agrees_with_finite_differences_to_second_order(self, pair, thresh):
+        a, x, b, y = pair
+        check_grads(sparse_loss(a, b, thresh=thresh), (x, y), order=2, modes=["rev"], rtol=2e-2, atol=2e-2)
+
+    @pytest.mark.parametrize(
+        "second",
+        [lambda f: jax.jacrev(jax.jacrev(f)), lambda f: jax.jacfwd(jax.jacrev(f)), jax.hessian],
+        ids=["jacrev of jacrev", "jacfwd of jacrev", "hessian"],
+    )
+    def test_second_derivatives(self, pair, second):
+        a, x, b, y = pair
+        chex.assert_trees_all_close(
+            jax.jit(second(sparse_loss(a, b)))(x, y), second(dense_loss(a, b))(x, y), rtol=1e-5, atol=1e-6
+        )
+
+    def test_grad_under_jit_with_traced_indices(self, pair):
+        a, x, b, y = pair
+        gradient = jax.jit(lambda a, x, b, y: jax.grad(sparse_loss(a, b), (0, 1))(x, y))
+        chex.assert_trees_all_close(gradient(*pair), jax.grad(dense_loss(a, b), (0, 1))(x, y), rtol=1e-5)
+
+    @pytest.mark.parametrize("axes", [(None, 0, None, 0), (0, None, None, None), (0, 0, None, 0), (0, 0, 0, 0)])
+    def test_vmap_over_values_indices_and_both(self, rng, axes):
+        batches = [(*random_coo(rng, SHAPE, 8, **FORM), *random_coo(rng, SHAPE, 8)) for _ in range(3)]
+        stacked = [
+            np.stack(leaf) if axis == 0 else leaf[0]
+            for leaf, axis in zip(zip(*batches, strict=True), axes, strict=True)
+        ]
+
+        def gradient(a, x, b, y):
+            return add(a, x, b, y, nse=24), jax.grad(sparse_loss(a, b), (0, 1))(x, y)
+
+        got = jax.jit(jax.vmap(gradient, axes))(*stacked)
+        for k in range(3):
+            arguments = [leaf[k] if axis == 0 else leaf for leaf, axis in zip(stacked, axes, strict=True)]
+            a, x, b, y = arguments
+            output, gradients = jax.tree.map(lambda leaf, k=k: leaf[k], got)
+            np.testing.assert_array_equal(to_dense(*output[:2], SHAPE), to_dense(a, x, SHAPE) + to_dense(b, y, SHAPE))
+            total = to_dense(a, x, SHAPE) + to_dense(b, y, SHAPE)
+            chex.assert_trees_all_equal(gradients, (at_rows(3 * total**2, a, SHAPE), at_rows(3 * total**2, b, SHAPE)))
+
+    def test_nested_vmap(self, pair):
+        a, x, b, y = pair
+        scales = jnp.arange(1.0, 4.0)
+        nested = jax.vmap(jax.vmap(lambda s, t: add(a, s * x, b, t * y, nse=20).sum_values, (None, 0)), (0, None))
+        got = nested(scales, scales)
+        for i in range(3):
+            for j in range(3):
+                chex.assert_trees_all_close(
+                    got[i, j], add(a, scales[i] * x, b, scales[j] * y, nse=20).sum_values, rtol=1e-6
+                )
+
+    def test_a_scan_that_carries_a_padded_sum_is_differentiable(self, rng):
+        steps = [random_coo(rng, SHAPE, 5, shuffled=True, duplicates=2) for _ in range(4)]
+        indices, values = np.stack([i for i, _ in steps]), jnp.asarray(np.stack([v for _, v in steps]) / 9)
+        nse = 30
+
+        def accumulate(carry, step):
+            total = jsg.sparse_add(*carry, SHAPE, *step, SHAPE, nse=nse)
+            return total[:2], None
+
+        @jax.jit
+        def loss(values, indices):
+            empty = (jnp.full((nse, 2), jnp.array([SHAPE]), indices.dtype), jnp.zeros(nse))
+            (_, total), _ = jax.lax.scan(accumulate, empty, (indices, values))
+            return cubes(total)
+
+        def dense(values):
+            return cubes(sum(jnp.zeros(SHAPE).at[tuple(i.T)].add(v) for i, v in zip(indices, values, strict=True)))
+
+        np.testing.assert_allclose(loss(values, indices), dense(values), rtol=1e-5)
+        chex.assert_trees_all_close(jax.grad(loss)(values, indices), jax.grad(dense)(values), rtol=1e-5, atol=1e-6)
+
+    def test_cond_and_checkpoint(self, pair):
+        a, x, b, y = pair
+
+        @jax.checkpoint
+        def loss(x, y, twice):
+            return jax.lax.cond(twice, sparse_loss(a, b), lambda x, y: 2 * sparse_loss(a, b)(x, y), x, y)
+
+        for flag, factor in ((True, 1), (False, 2)):
+            expected = jax.grad(dense_loss(a, b), (0, 1))(x, y)
+            chex.assert_trees_all_close(
+                jax.jit(jax.grad(loss, (0, 1)))(x, y, flag),
+                jax.tree.map(lambda g, f=factor: f * g, expected),
+                rtol=1e-5,
+            )
+
+    def test_vmap_of_a_threshold(self, pair):
+        a, x, b, y = pair
+        thresholds = jnp.array([0.0, 0.3, 9.0])
+        got = jax.vmap(lambda t: add(a, x, b, y, thresh=t))(thresholds)
+        for k, thresh in enumerate(thresholds):
+            one = add(a, x, b, y, thresh=thresh)
+            count = len(one.sum_values)
+            chex.assert_trees_all_equal((got.sum_indices[k, :count], got.sum_values[k, :count]), one[:2])
+            assert np.all(got.sum_indices[k, count:] == np.array([SHAPE]))
+
+    def test_order_checks_of_a_batch_do_not_sort_a_batch_in_order(self, rng):
+        batch = [random_coo(rng, SHAPE, 8) for _ in range(4)]
+        a, x = np.stack([i for i, _ in batch]), np.stack([v for _, v in batch])
+        text = str(jax.make_jaxpr(jax.vmap(lambda a, x: add(a, x, a, x)))(a, x))
+        assert "cond[" in text  # not a select, which would run the sort
+
+
+class TestPlan:
+    @pytest.fixture
+    def plan(self, pair):
+        a, _, b, _ = pair
+        return jsg.plan_sparse_add(a, b, a, shape=SHAPE)
+
+    @pytest.fixture
+    def values(self, pair):
+        _, x, _, y = pair
+        return x, y, 2 * x
+
+    def dense(self, pair, values):
+        a, _, b, _ = pair
+        x, y, z = values
+        return dense_add(a, x + z, b, y)
+
+    def test_agrees_with_finite_differences_to_second_order(self, plan, values):
+        check_grads(lambda *v: cubes(plan(*v)), values, order=2, rtol=2e-2, atol=2e-2)
+
+    def test_hessian_and_jacobians(self, plan, values, pair):
+        expected = jax.hessian(lambda *v: cubes(self.dense(pair, v)))(*values)
+        chex.assert_trees_all_close(jax.hessian(lambda *v: cubes(plan(*v)))(*values), expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_equal(jax.jacfwd(plan)(*values), jax.jacrev(plan)(*values))
+
+    def test_it_is_linear(self, plan, values):
+        primal, tangent = jax.jvp(plan, values, values)
+        chex.assert_trees_all_equal(primal, tangent)
+        chex.assert_trees_all_equal(jax.linearize(plan, *values)[1](*values), primal)
+
+    def test_its_transpose_is_its_gradient_and_its_transpose_itself(self, plan, values):
+        transpose = jax.linear_transpose(plan, *values)
+        cotangent = jnp.arange(1.0, plan.nse + 1)
+        back = tuple(transpose(cotangent))
+        chex.assert_trees_all_equal(back, jax.vjp(plan, *values)[1](cotangent))
+        (again,) = jax.linear_transpose(lambda c: tuple(transpose(c)), cotangent)(values)
+        chex.assert_trees_all_close(again, plan(*values), rtol=1e-6)
+
+    def test_it_passes_through_jit_vmap_scan_and_checkpoint(self, plan, values, pair):
+        expected = to_dense(plan.indices, plan(*values), SHAPE)
+        chex.assert_trees_all_equal(jax.jit(lambda p, v: p(*v))(plan, values), plan(*values))
+        batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), values)
+        chex.assert_trees_all_equal(jax.vmap(plan)(*batch)[1], 2 * plan(*values))
+        _, outputs = jax.lax.scan(lambda p, v: (p, p(*v)), plan, batch)
+        chex.assert_trees_all_equal(outputs, jax.vmap(plan)(*batch))
+        gradient = jax.grad(jax.checkpoint(lambda *v: cubes(plan(*v))))(*values)
+        chex.assert_trees_all_close(gradient, jax.grad(lambda *v: cubes(self.dense(pair, v)))(*values), rtol=1e-5)
+        np.testing.assert_allclose(expected, self.dense(pair, values), rtol=1e-5)
+
+    def test_a_batch_of_plans(self, rng):
+        patterns = [random_coo(rng, SHAPE, 8, **FORM) for _ in range(3)]
+        indices, values = np.stack([i for i, _ in patterns]), jnp.asarray(np.stack([v for _, v in patterns]))
+        plans = jax.vmap(lambda i: jsg.plan_sparse_add(i, i, shape=SHAPE))(indices)
+        assert plans.nnz.tolist() == [len(union_indices(i, shape=SHAPE)) for i in indices]
+        gradient = jax.vmap(jax.grad(lambda v, p: cubes(p(v, v))))(values, plans)
+        for k in range(3):
+            total = 2 * to_dense(indices[k], values[k], SHAPE)
+            np.testing.assert_allclose(gradient[k], at_rows(6 * total**2, indices[k], SHAPE), rtol=1e-6)
+
+
+class TestShardMap:
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+
+    def shard(self, function):
+        spec = PartitionSpec("rows")
+        return jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=spec, out_specs=spec))
+
+    def test_each_device_adds_its_own_tensors(self, rng):
+        pairs = [(*random_coo(rng, SHAPE, 8, **FORM), *random_coo(rng, SHAPE, 8)) for _ in range(4)]
+        stacked = [np.stack(leaf) for leaf in zip(*pairs, strict=True)]
+
+        def gradient(a, x, b, y):
+            grads = jax.grad(sparse_loss(a[0], b[0]), (0, 1))(x[0], y[0])
+            return jax.tree.map(lambda g: g.reshape(1, *g.shape), grads)
+
+        got = self.shard(gradient)(*stacked)
+        for k, (a, x, b, y) in enumerate(pairs):
+            expected = jax.grad(dense_loss(a, b), (0, 1))(x, y)
+            chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], got), expected, rtol=1e-5)
+
+    def test_one_plan_serves_all_devices(self, pair):
+        a, x, b, y = pair
+        plan = jsg.plan_sparse_add(a, b, shape=SHAPE)
+        scales = jnp.arange(1.0, 5.0)
+
+        def gradient(scale):
+            return jax.grad(lambda s: cubes(plan(s[0] * x, s[0] * y)))(scale)
+
+        expected = 3 * scales**2 * cubes(plan(x, y))
+        np.testing.assert_allclose(self.shard(gradient)(scales), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("disordered", [False, True])
+def test_gradients_export_to_every_platform(rng, disordered):
+    a, x = random_coo(rng, SHAPE, 8, shuffled=disordered)
+    b, y = random_coo(rng, SHAPE, 8)
+
+    def gradient(a, x, b, y, thresh):
+        return jax.grad(lambda x, y: cubes(add(a, x, b, y, thresh=thresh).sum_values), (0, 1))(x, y)
+
+    platforms = ("cpu", "cuda", "rocm", "tpu")
+    exported = jax.export.export(jax.jit(gradient), platforms=platforms)(a, x, b, y, 0.1)
+    assert exported.platforms == platforms
+    restored = jax.export.deserialize(exported.serialize())
+    chex.assert_trees_all_close(restored.call(a, x, b, y, 0.1), gradient(a, x, b, y, 0.1), rtol=1e-6)
+
+
+class TestCompiledBackward:
+    """What the backward pass runs, read in the optimised HLO."""
+
+    def text(self, pull, cotangent):
+        return jax.jit(pull).lower(cotangent).compile().as_text()
+
+    def test_of_a_plan_gathers_only(self, pair):
+        a, x, b, y = pair
+        plan = jsg.plan_sparse_add(a, b, shape=SHAPE)
+        text = self.text(jax.vjp(plan, x, y)[1], jnp.ones(plan.nse))
+        assert "gather(" in text
+        for forbidden in ("scatter(", "sort(", "while(", "conditional("):
+            assert forbidden not in text
+
+    def test_of_sparse_add_has_no_sort_and_no_scatter(self, pair):
+        a, x, b, y = pair
+
+        def pull_of(a, b):
+            return jax.vjp(lambda x, y: add(a, x, b, y).sum_values, x, y)[1]
+
+        pull = jax.jit(pull_of)(a, b)
+        text = self.text(pull, jnp.ones(len(a) + len(b)))
+        for forbidden in ("scatter(", "sort("):
+            assert forbidden not in text
+
+    def test_of_second_order_has_no_sort_and_no_scatter(self, pair):
+        a, x, b, y = pair
+
+        def pull_of(a, b):
+            return jax.vjp(jax.grad(sparse_loss(a, b), (0, 1)), x, y)[1]
+
+        text = self.text(jax.jit(pull_of)(a, b), (x, y))
+        for forbidden in ("scatter(", "sort("):
+            assert forbidden not in text
