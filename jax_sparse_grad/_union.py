@@ -12,6 +12,7 @@ stored in both directions (`sources` for the map, `positions` for its transpose)
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -51,41 +52,57 @@ class Union(NamedTuple):
     placements: tuple[Placement, ...]
 
 
-class _Canonical(NamedTuple):
-    """A strictly ascending list, and where it comes from.
-
-    placement: from an operand to this list; None if the operand is the list already.
-    union: the tree of which this list is the root; None if it comes from an operand.
-    """
-
-    keys: Keys
-    placement: Placement | None = None
-    union: Union | None = None
-
-
 def unite(operands: tuple[Keys, ...], nse: int, assume_canonical: bool) -> tuple[Keys, Union]:
     """The union of the keys of all operands in `nse` slots, sorted and padded, and the tree that leads to it."""
     half = (len(operands) + 1) // 2
     parts = [part for part in (operands[:half], operands[half:]) if part]
     subtrees = [_subtree(part, assume_canonical) for part in parts]
-    keys = tuple(subtree.keys for subtree in subtrees)
-    merged, nnz, placements = _merge(*keys, nse=nse) if len(keys) == 2 else _resize(*keys, nse=nse)
-    return merged, Union(
-        nnz,
-        children=tuple(subtree.union for subtree in subtrees),
-        placements=tuple(
-            placement if subtree.placement is None else _compose(subtree.placement, placement)
-            for subtree, placement in zip(subtrees, placements, strict=True)
-        ),
-    )
+    lists = tuple(keys for keys, _ in subtrees)
+    children = tuple(union for _, union in subtrees)
+
+    def merge(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
+        return _merge(*lists, nse=nse) if len(lists) == 2 else _resize(*lists, nse=nse)
+
+    if assume_canonical or None not in children:
+        merged, nnz, placements = merge(lists)
+        return merged, Union(nnz, children, placements)
+
+    canonical = functools.reduce(jnp.logical_and, map(_keys.is_canonical, lists))
+
+    def merge_at_once(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
+        merged, nnz, placements = merge(lists)
+        return (
+            merged,
+            nnz,
+            tuple(
+                p._replace(unique=canonical, order=iota_like(p.positions)) if child is None else p
+                for child, p in zip(children, placements, strict=True)
+            ),
+        )
+
+    def canonicalise_first(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
+        pairs = [
+            _canonicalise(keys) if child is None else (keys, None) for child, keys in zip(children, lists, strict=True)
+        ]
+        merged, nnz, placements = merge(tuple(keys for keys, _ in pairs))
+        return (
+            merged,
+            nnz,
+            tuple(
+                placement if leaf is None else _compose(leaf, placement)
+                for (_, leaf), placement in zip(pairs, placements, strict=True)
+            ),
+        )
+
+    # The merge stands in both branches, so that input in order passes through no other step.
+    merged, nnz, placements = if_all(canonical, merge_at_once, canonicalise_first, lists)
+    return merged, Union(nnz, children, placements)
 
 
-def _subtree(operands: tuple[Keys, ...], assume_canonical: bool) -> _Canonical:
+def _subtree(operands: tuple[Keys, ...], assume_canonical: bool) -> tuple[Keys, Union | None]:
     if len(operands) == 1:
-        return _canonicalise(operands[0], assume_canonical)
-    capacity = sum(keys[0].shape[0] for keys in operands)
-    keys, union = unite(operands, capacity, assume_canonical)
-    return _Canonical(keys, union=union)
+        return operands[0], None
+    return unite(operands, sum(keys[0].shape[0] for keys in operands), assume_canonical)
 
 
 def trim(union: Union, nse: int) -> Union:
@@ -140,36 +157,20 @@ def placement_of(positions: jax.Array, nse: int) -> Placement:
     return Placement(positions, sources, unique, order)
 
 
-def _canonicalise(keys: Keys, assume_canonical: bool) -> _Canonical:
-    """Sort the keys and strike out duplicates, at the cost of one comparison where there is nothing to do."""
-    if assume_canonical:
-        return _Canonical(keys)
+def _canonicalise(keys: Keys) -> tuple[Keys, Placement]:
+    """The keys sorted and without duplicates, and the way from the operand to this list."""
     size = keys[0].shape[0]
     entries = iota_like(keys[0])
-    canonical = _keys.is_canonical(keys)
-
-    def nothing_to_do(keys: Keys) -> tuple[Keys, Placement]:
-        return keys, Placement(entries, entries, canonical, entries)
-
-    def sort(keys: Keys) -> tuple[Keys, Placement]:
-        *sorted_words, order = lax.sort((*keys, entries), num_keys=len(keys), is_stable=True)
-        sorted_keys = tuple(sorted_words)
-        starts = _keys.starts_run(sorted_keys)
-        padding = _keys.is_padding(sorted_keys)
-        slots = jnp.where(padding, size, jnp.cumsum(starts, dtype=jnp.int32) - 1)
-        first = scatter(size, jnp.where(starts, slots, size), entries, fill=size)
-        unique = jnp.all(starts | padding)
-        return (
-            tuple(gather(word, first, _keys.all_ones(word.dtype)) for word in sorted_keys),
-            Placement(
-                positions=scatter(size, order, slots, fill=size),
-                sources=jnp.where(unique, gather(order, first, size), first),
-                unique=unique,
-                order=order,
-            ),
-        )
-
-    return _Canonical(*if_all(canonical, nothing_to_do, sort, keys))
+    *sorted_words, order = lax.sort((*keys, entries), num_keys=len(keys), is_stable=True)
+    sorted_keys = tuple(sorted_words)
+    starts = _keys.starts_run(sorted_keys)
+    padding = _keys.is_padding(sorted_keys)
+    slots = jnp.where(padding, size, jnp.cumsum(starts, dtype=jnp.int32) - 1)
+    first = scatter(size, jnp.where(starts, slots, size), entries, fill=size)
+    unique = jnp.all(starts | padding)
+    canonical = tuple(gather(word, first, _keys.all_ones(word.dtype)) for word in sorted_keys)
+    positions = scatter(size, order, slots, fill=size)
+    return canonical, Placement(positions, jnp.where(unique, gather(order, first, size), first), unique, order)
 
 
 def _compose(leaf: Placement, placement: Placement) -> Placement:

@@ -10,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 
+MOST_ENTRIES = 2**31 - 1
+"""Entries are counted and placed in int32."""
+
+
 def is_concrete(*trees: Any) -> bool:
     """Whether no leaf of the trees is a tracer, so that its value can be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
@@ -50,8 +54,8 @@ def as_nse(nse: Any) -> int | None:
         size = None
     if size is None or isinstance(nse, bool):
         raise TypeError(f"`nse` must be an int or None, got {nse!r}")
-    if size < 0:
-        raise ValueError(f"`nse` must not be negative, got {size}")
+    if not 0 <= size <= MOST_ENTRIES:
+        raise ValueError(f"`nse` must not be negative, nor exceed {MOST_ENTRIES}; got {size}")
     return size
 
 
@@ -100,6 +104,9 @@ def as_common_indices(names: Sequence[str], indices: Sequence[Any]) -> tuple[jax
                 f"`{name}` must have as many columns (ndims) as `{names[0]}`; "
                 f"got {array.shape[1]} and {arrays[0].shape[1]}"
             )
+    total = sum(array.shape[0] for array in arrays)
+    if total > MOST_ENTRIES:
+        raise ValueError(f"`{'`, `'.join(names)}` must have at most {MOST_ENTRIES} rows together, got {total}")
     dtype = jnp.result_type(*arrays)
     if not jnp.issubdtype(dtype, jnp.integer):
         dtypes = ", ".join(str(array.dtype) for array in arrays)

@@ -46,7 +46,7 @@ ADD_FAULTS = [
         ValueError,
         "`b_values` must have the same dense dimensions as `a_values`; got (2,) and ()",
     ),
-    ({"nse": -1}, ValueError, "`nse` must not be negative, got -1"),
+    ({"nse": -1}, ValueError, "`nse` must not be negative, nor exceed 2147483647; got -1"),
     ({"nse": 2.5}, TypeError, "`nse` must be an int or None, got 2.5"),
     ({"nse": True}, TypeError, "`nse` must be an int or None, got True"),
     ({"assume_canonical": 1}, TypeError, "`assume_canonical` must be a Python bool, got 1"),
@@ -189,6 +189,15 @@ def test_a_batched_plan_says_how_to_call_it():
     plan = jax.vmap(lambda i: jsg.plan_sparse_add(i, shape=SHAPE))(jnp.zeros((2, 1, 2), jnp.int32))
     with pytest.raises(ValueError, match=re.escape("the plan is batched (`plan.nnz` has shape (2,)); call it under")):
         plan(jnp.ones((2, 1)))
+
+
+def test_more_entries_than_int32_counts():
+    rows = jax.ShapeDtypeStruct((2**30, 1), np.int32)
+    with pytest.raises(
+        ValueError,
+        match=re.escape("`indices[0]`, `indices[1]` must have at most 2147483647 rows together, got 2147483648"),
+    ):
+        jax.eval_shape(lambda a, b: jsg.plan_sparse_add(a, b, shape=(2**31 - 1,)), rows, rows)
 
 
 @pytest.mark.parametrize("name", ["a_shape", "b_shape", "nse"])
