@@ -11,6 +11,7 @@ import numpy as np
 
 from jax_sparse_grad import _validation
 from jax_sparse_grad._plan import SparseAddPlan, add_values, guard_overflow, make_plan, poison_overflow, restrict, trim
+from jax_sparse_grad._primitives import vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
 
 
@@ -115,7 +116,13 @@ def sparse_add(
     else:
         full = make_plan(names, indices, shape, None, assume_canonical)
         plan = _without_small(full, a_values, b_values, thresh, size)
-    return SparseAddOutput(plan.indices, _sparse_add(plan, a_values, b_values), shape)
+    return SparseAddOutput(plan.indices, _planned_sum(plan, a_values, b_values), shape)
+
+
+@jax.jit
+def _planned_sum(plan: SparseAddPlan, a_values: jax.Array, b_values: jax.Array) -> jax.Array:
+    # A backward rule must return cotangents that vary over the mesh as its arguments do: so these all do alike.
+    return _sparse_add(*vary_alike((plan, a_values, b_values)))
 
 
 @jax.custom_vjp
@@ -138,7 +145,7 @@ _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)
 
 
 def _without_small(
-    full: SparseAddPlan, a_values: jax.Array, b_values: jax.Array, thresh: jax.Array, nse: int | None
+    full: SparseAddPlan, a_values: jax.Array, b_values: jax.Array, thresh: jax.Array | np.ndarray, nse: int | None
 ) -> SparseAddPlan:
     """The plan of the entries that the threshold leaves, in `nse` slots."""
     # The pattern has no derivative; without its tangents, the values show whether they are concrete.

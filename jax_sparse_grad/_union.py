@@ -21,7 +21,7 @@ from jax import lax
 
 from jax_sparse_grad import _keys, _search
 from jax_sparse_grad._keys import Keys
-from jax_sparse_grad._primitives import gather, if_all, iota_like, scatter
+from jax_sparse_grad._primitives import gather, if_all, iota_like, scatter, vary_alike
 
 
 class Placement(NamedTuple):
@@ -67,6 +67,7 @@ def unite(operands: tuple[Keys, ...], nse: int, assume_canonical: bool) -> tuple
         merged, nnz, placements = merge(lists)
         return merged, Union(nnz, children, placements)
 
+    lists = vary_alike(lists)  # for the branches below to agree
     canonical = functools.reduce(jnp.logical_and, map(_keys.is_canonical, lists))
 
     def merge_at_once(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 MOST_ENTRIES = 2**31 - 1
 """Entries are counted and placed in int32."""
 
@@ -163,12 +162,12 @@ def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple
     return tuple(array.astype(dtype) for array in values)
 
 
-def as_thresh(thresh: Any) -> jax.Array:
+def as_thresh(thresh: Any) -> jax.Array | np.ndarray:
     """A real scalar threshold, exact for every Python int that a supported dtype can reach."""
     if isinstance(thresh, int) and not isinstance(thresh, bool):
         dtype = np.min_scalar_type(thresh)
         thresh = np.asarray(thresh, dtype) if dtype == jax.dtypes.canonicalize_dtype(dtype) else float(thresh)
-    array = as_array("thresh", thresh)
+    array = thresh if isinstance(thresh, jax.Array) else np.asarray(thresh)
     if not jnp.issubdtype(array.dtype, jnp.integer) and not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`thresh` must be a real number, got dtype {array.dtype}")
     if array.ndim != 0:

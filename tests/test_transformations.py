@@ -233,6 +233,20 @@ class TestShardMap:
             expected = jax.grad(dense_loss(a, b), (0, 1))(x, y)
             chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], got), expected, rtol=1e-5)
 
+    @pytest.mark.parametrize("jit", [False, True])
+    def test_what_is_the_same_on_all_devices_gets_the_sum_of_their_gradients(self, pair, jit):
+        a, x, b, y = pair
+        patterns = jnp.stack([a, a[::-1], a, a[::-1]])
+
+        def gradient(pattern):
+            return jax.grad(lambda x: cubes(add(pattern[0], x, b, y, nse=20).sum_values))(x).reshape(1, -1)
+
+        spec = PartitionSpec("rows")
+        sharded = jax.shard_map(gradient, mesh=self.mesh, in_specs=spec, out_specs=spec)
+        got = (jax.jit(sharded) if jit else sharded)(patterns)
+        expected = sum(jax.grad(dense_loss(pattern, b))(x, y) for pattern in patterns)
+        np.testing.assert_allclose(got, np.stack([expected] * 4), rtol=1e-5, atol=1e-6)
+
     def test_one_plan_serves_all_devices(self, pair):
         a, x, b, y = pair
         plan = jsg.plan_sparse_add(a, b, shape=SHAPE)

@@ -51,7 +51,7 @@ ADD_FAULTS = [
     ({"nse": True}, TypeError, "`nse` must be an int or None, got True"),
     ({"assume_canonical": 1}, TypeError, "`assume_canonical` must be a Python bool, got 1"),
     ({"thresh": [0.5]}, ValueError, "`thresh` must be a scalar, got shape (1,)"),
-    ({"thresh": 1j}, TypeError, "`thresh` must be a real number, got dtype complex64"),
+    ({"thresh": 1j}, TypeError, "`thresh` must be a real number, got dtype complex128"),
     ({"thresh": True}, TypeError, "`thresh` must be a real number, got dtype bool"),
     ({"thresh": np.nan}, ValueError, "`thresh` must not be NaN"),
     (
