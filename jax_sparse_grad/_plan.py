@@ -281,7 +281,7 @@ def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Arr
     there are none if all runs have length one, and the additions form a balanced tree, the same on every device.
     """
     size = values.shape[0]
-    entries = jnp.arange(size, dtype=jnp.int32)
+    entries = jnp.arange(size, dtype=jnp.uint32)  # an entry plus a step must not wrap round
 
     def partners(step: jax.Array) -> tuple[jax.Array, jax.Array]:
         partner = entries + step
@@ -292,7 +292,7 @@ def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Arr
         partner, same_run = partners(step)
         return 2 * step, values + gather(values, jnp.where(same_run, partner, size), _negative_zero(values.dtype))
 
-    start = (jnp.int32(1), values)
+    start = (jnp.uint32(1), values)
     return lax.while_loop(lambda carry: jnp.any(partners(carry[0])[1]), add_partner, start)[1]
 
 

@@ -72,28 +72,22 @@ def unite(operands: tuple[Keys, ...], nse: int, assume_canonical: bool) -> tuple
 
     def merge_at_once(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
         merged, nnz, placements = merge(lists)
-        return (
-            merged,
-            nnz,
-            tuple(
-                p._replace(unique=canonical, order=iota_like(p.positions)) if child is None else p
-                for child, p in zip(children, placements, strict=True)
-            ),
+        in_order = tuple(
+            placement._replace(unique=canonical, order=iota_like(placement.positions)) if child is None else placement
+            for child, placement in zip(children, placements, strict=True)
         )
+        return merged, nnz, in_order
 
     def canonicalise_first(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
         pairs = [
             _canonicalise(keys) if child is None else (keys, None) for child, keys in zip(children, lists, strict=True)
         ]
         merged, nnz, placements = merge(tuple(keys for keys, _ in pairs))
-        return (
-            merged,
-            nnz,
-            tuple(
-                placement if leaf is None else _compose(leaf, placement)
-                for (_, leaf), placement in zip(pairs, placements, strict=True)
-            ),
+        composed = tuple(
+            placement if leaf is None else _compose(leaf, placement)
+            for (_, leaf), placement in zip(pairs, placements, strict=True)
         )
+        return merged, nnz, composed
 
     # The merge stands in both branches, so that input in order passes through no other step.
     merged, nnz, placements = if_all(canonical, merge_at_once, canonicalise_first, lists)
@@ -201,7 +195,7 @@ def _merge(a: Keys, b: Keys, *, nse: int) -> tuple[Keys, jax.Array, tuple[Placem
         for words in zip(a, b, strict=True)
     )
     nnz = _count_entries(a) + _count_entries(b) - jnp.sum(a_shared, dtype=jnp.int32)
-    return merged, nnz, tuple(_placement_of_unique(positions, nse) for positions in (a_positions, b_positions))
+    return merged, nnz, (_placement_of_unique(a_positions, nse), _placement_of_unique(b_positions, nse))
 
 
 def _resize(keys: Keys, *, nse: int) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:

@@ -20,6 +20,13 @@ EDGES = [
     (2**31 - 1, 3),
     (2, 2**31 - 1),
     (65537, 65535),
+    (2**15, 2**16),  # 2**31 cells
+    (3, 715827883),  # 2**31 + 1
+    (641, 6700417),  # 2**32 + 1
+    (2**31,),
+    (2**31 + 1,),
+    (2**32 - 1,),
+    (2**32 - 1, 2**32 - 1),
     (2**31 - 1, 2**31 - 1, 2**31 - 1),
     (2**20,) * 5,
     (3,) * 40,
@@ -35,7 +42,11 @@ def corner_rows(rng, shape, count=40):
     rows = rng.integers(0, np.maximum(sizes, 1), (count, len(shape)))
     corners = np.concatenate([np.zeros_like(sizes), sizes - 1, sizes // 2])
     steps = np.concatenate([corners + step for step in (-1, 0, 1)])
-    return np.clip(np.concatenate([rows, steps]), 0, sizes - 1).astype(np.int32)
+    return np.clip(np.concatenate([rows, steps]), 0, sizes - 1).astype(index_dtype(shape))
+
+
+def index_dtype(shape):
+    return np.dtype(np.int32 if max(shape, default=0) < 2**31 else np.uint32)
 
 
 @pytest.mark.parametrize("shape", EDGES)
@@ -48,7 +59,7 @@ def test_keys_order_as_rows_do_and_give_the_rows_back(rng, shape, wide):
         @jax.jit
         def there_and_back(rows):
             keys = _keys.ravel(rows, shape)
-            return _keys.is_canonical(keys), _keys.is_padding(keys), _keys.unravel(keys, shape, np.dtype(np.int32))
+            return _keys.is_canonical(keys), _keys.is_padding(keys), _keys.unravel(keys, shape, index_dtype(shape))
 
         canonical, padding, back = there_and_back(rows)
         assert bool(canonical)
@@ -58,11 +69,11 @@ def test_keys_order_as_rows_do_and_give_the_rows_back(rng, shape, wide):
 
 @pytest.mark.parametrize("shape", [s for s in EDGES if s])
 def test_padding_is_the_last_key_and_gives_the_shape_back(shape):
-    padding = jnp.asarray(np.array([shape], np.int32))
+    padding = jnp.asarray(np.array([shape], index_dtype(shape)))
     keys = jax.jit(_keys.ravel, static_argnums=1)(padding, shape)
     assert np.all(_keys.is_padding(keys))
     assert all(np.all(np.asarray(word) == np.iinfo(word.dtype).max) for word in keys)
-    np.testing.assert_array_equal(_keys.unravel(keys, shape, np.dtype(np.int32)), padding)
+    np.testing.assert_array_equal(_keys.unravel(keys, shape, index_dtype(shape)), padding)
 
 
 def test_rows_outside_the_shape_count_as_padding():
@@ -76,8 +87,11 @@ def test_rows_outside_the_shape_count_as_padding():
         ((2**16, 2**16 - 1), 1),
         ((2**16, 2**16), 2),  # 2**32 cells leave no room for padding
         ((65535, 65537), 1),  # 2**32 - 1 cells do
+        ((641, 6700417), 2),  # 2**32 + 1 cells do not
         ((2**31 - 1, 2), 1),
         ((2**31 - 1, 3), 2),
+        ((2**32 - 1,), 1),
+        ((2**32 - 1, 2), 2),
         ((2**31 - 1,) * 3, 3),
         ((2**20,) * 5, 5),
         ((3,) * 40, 2),
