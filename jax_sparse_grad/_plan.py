@@ -22,7 +22,7 @@ from jax_sparse_grad._primitives import gather, if_all, iota_like, vary_alike
 from jax_sparse_grad._union import Placement, Union
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["indices", "nnz", "_union"], meta_fields=["shape", "nse"])
+@partial(jax.tree_util.register_dataclass, data_fields=["indices", "union"], meta_fields=["shape", "nse"])
 @dataclasses.dataclass(frozen=True)
 class SparseAddPlan:
     """The symbolic phase of a sparse addition, ready to add values of its operands as often as wanted.
@@ -33,22 +33,23 @@ class SparseAddPlan:
     Attributes:
       indices: `[nse, ndims]`, lexicographically sorted, unique; behind the `nnz` entries follows padding, whose every
         index equals the shape.
-      nnz: scalar int32, the true number of distinct entries. If it exceeds `nse`, the plan has overflowed, and every
-        sum it makes is poisoned.
+      union: where the entries of the operands went.
       shape: the dense shape, a tuple of ints (static).
       nse: the number of stored entries of the sum (static).
     """
 
     indices: jax.Array
-    nnz: jax.Array
-    _union: Union
+    union: Union
     shape: tuple[int, ...]
     nse: int
 
     @property
-    def placements(self) -> tuple[Placement, ...]:
-        """Where the entries of the two parts of the union went: of the two operands, if there are no more."""
-        return self._union.placements
+    def nnz(self) -> jax.Array:
+        """Scalar int32, the true number of distinct entries.
+
+        If it exceeds `nse`, the plan has overflowed, and every sum it makes is poisoned.
+        """
+        return self.union.nnz
 
     @property
     def ndim(self) -> int:
@@ -77,7 +78,7 @@ class SparseAddPlan:
 
         Linear in the values, under every JAX transformation; the derivative only gathers.
         """
-        sizes = _sizes(self._union)
+        sizes = _sizes(self.union)
         if self.nnz.ndim:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
         if len(values) != len(sizes):
@@ -89,7 +90,7 @@ class SparseAddPlan:
             _validation.as_values(name, array, size, f"indices[{k}]")
             for k, (name, array, size) in enumerate(zip(names, values, sizes, strict=True))
         ]
-        return add_values(self, _validation.as_common_values(names, arrays))
+        return add_values(self.union, _validation.as_common_values(names, arrays))
 
 
 def plan_sparse_add(*indices: Any, shape: Any, nse: Any = None, assume_canonical: bool = False) -> SparseAddPlan:
@@ -157,7 +158,7 @@ def make_plan(
 
 def guard_overflow(plan: SparseAddPlan) -> SparseAddPlan:
     """The same plan, on the condition that the sum fits its stored entries."""
-    if not _may_overflow(plan):
+    if not _may_overflow(plan.union):
         return plan
     message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {plan.nse}"
     return guard(plan, plan.nnz <= plan.nse, message, nnz=plan.nnz)
@@ -166,29 +167,29 @@ def guard_overflow(plan: SparseAddPlan) -> SparseAddPlan:
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _unite(indices: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int, assume_canonical: bool) -> SparseAddPlan:
     keys, union = _union.unite(tuple(_keys.ravel(rows, shape) for rows in indices), nse, assume_canonical)
-    return SparseAddPlan(_keys.unravel(keys, shape, indices[0].dtype), union.nnz, union, shape, nse)
+    return SparseAddPlan(_keys.unravel(keys, shape, indices[0].dtype), union, shape, nse)
 
 
 def trim(plan: SparseAddPlan, nse: int) -> SparseAddPlan:
     """A concrete plan cut down to `nse` slots."""
-    return SparseAddPlan(plan.indices[:nse], plan.nnz, _union.trim(plan._union, nse), plan.shape, nse)
+    return SparseAddPlan(plan.indices[:nse], _union.trim(plan.union, nse), plan.shape, nse)
 
 
 @partial(jax.jit, static_argnums=2)
 def restrict(plan: SparseAddPlan, keep: jax.Array, nse: int) -> SparseAddPlan:
     """The plan of those entries that `keep` `[plan.nse]` names, in `nse` slots; the others are dropped."""
     keep &= jnp.arange(plan.nse, dtype=jnp.int32) < plan.nnz
-    union, former = _union.restrict(plan._union, keep, nse)
+    union, former = _union.restrict(plan.union, keep, nse)
     columns = zip(_keys.columns_of(plan.indices), plan.shape, strict=True)
     kept = [gather(column, former, np.asarray(size, column.dtype)) for column, size in columns]
     indices = _keys.stack_columns(kept, nse, plan.indices.dtype)
-    return SparseAddPlan(indices, union.nnz, union, plan.shape, nse)
+    return SparseAddPlan(indices, union, plan.shape, nse)
 
 
 @jax.jit
-def add_values(plan: SparseAddPlan, values: tuple[jax.Array, ...]) -> jax.Array:
+def add_values(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
     """The sum of values of one dtype, `[nse, *dense]`."""
-    return poison_overflow(plan, _add_children(plan._union, iter(values)))
+    return poison_overflow(union, _add_children(union, iter(values)))
 
 
 def _add_children(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
@@ -222,14 +223,15 @@ def _pick(residuals: tuple[Placement, jax.Array], cotangent: jax.Array) -> jax.A
     return gather(cotangent, placement.positions, 0)
 
 
-def poison_overflow(plan: SparseAddPlan, values: jax.Array) -> jax.Array:
-    """`values`, or the fill value of `jnp.take(mode="fill")` throughout if the plan has overflowed.
+def poison_overflow(union: Union, values: jax.Array) -> jax.Array:
+    """`values`, or the fill value of `jnp.take(mode="fill")` throughout if the union has more entries than slots.
 
     Counted as a linear map that is its own transpose, so that tangents and cotangents are poisoned too.
     """
-    if not _may_overflow(plan):
+    if not _may_overflow(union):
         return values
-    return _linear(_poison, _poison, plan.nnz > plan.nse, values, plan.nse)
+    nse = values.shape[0]
+    return _linear(_poison, _poison, union.nnz > nse, values, nse)
 
 
 def _poison(overflow: jax.Array, values: jax.Array) -> jax.Array:
@@ -247,8 +249,8 @@ def _negative_zero(dtype: np.dtype) -> np.ndarray:
     return -np.zeros((), dtype)
 
 
-def _may_overflow(plan: SparseAddPlan) -> bool:
-    return plan.nse < sum(_sizes(plan._union))
+def _may_overflow(union: Union) -> bool:
+    return union.placements[0].sources.shape[0] < sum(_sizes(union))
 
 
 def _sizes(union: Union) -> list[int]:

@@ -13,6 +13,7 @@ from jax_sparse_grad import _validation
 from jax_sparse_grad._plan import SparseAddPlan, add_values, guard_overflow, make_plan, poison_overflow, restrict, trim
 from jax_sparse_grad._primitives import vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
+from jax_sparse_grad._union import Union
 
 
 class SparseAddOutput(NamedTuple):
@@ -116,29 +117,29 @@ def sparse_add(
     else:
         full = make_plan(names, indices, shape, None, assume_canonical)
         plan = _without_small(full, a_values, b_values, thresh, size)
-    return SparseAddOutput(plan.indices, _planned_sum(plan, a_values, b_values), shape)
+    return SparseAddOutput(plan.indices, _sum_values(plan.union, a_values, b_values), shape)
 
 
 @jax.jit
-def _planned_sum(plan: SparseAddPlan, a_values: jax.Array, b_values: jax.Array) -> jax.Array:
+def _sum_values(union: Union, a_values: jax.Array, b_values: jax.Array) -> jax.Array:
     # A backward rule must return cotangents that vary over the mesh as its arguments do: so these all do alike.
-    return _sparse_add(*vary_alike((plan, a_values, b_values)))
+    return _sparse_add(*vary_alike((union, a_values, b_values)))
 
 
 @jax.custom_vjp
-def _sparse_add(plan: SparseAddPlan, a_values: jax.Array, b_values: jax.Array) -> jax.Array:
-    return add_values(plan, (a_values, b_values))
+def _sparse_add(union: Union, a_values: jax.Array, b_values: jax.Array) -> jax.Array:
+    return add_values(union, (a_values, b_values))
 
 
-def _sparse_add_fwd(plan: SparseAddPlan, a_values: jax.Array, b_values: jax.Array) -> tuple[jax.Array, SparseAddPlan]:
+def _sparse_add_fwd(union: Union, a_values: jax.Array, b_values: jax.Array) -> tuple[jax.Array, Union]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
-    return add_values(plan, (a_values, b_values)), plan
+    return add_values(union, (a_values, b_values)), union
 
 
-def _sparse_add_bwd(plan: SparseAddPlan, cotangent: jax.Array) -> tuple[None, jax.Array | None, jax.Array | None]:
+def _sparse_add_bwd(union: Union, cotangent: jax.Array) -> tuple[None, jax.Array | None, jax.Array | None]:
     if cotangent.dtype == jax.dtypes.float0:  # integer values
         return None, None, None
-    return None, *gather_cotangent(plan.placements, plan.nnz, poison_overflow(plan, cotangent))
+    return None, *gather_cotangent(union.placements, union.nnz, poison_overflow(union, cotangent))
 
 
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)
@@ -152,7 +153,7 @@ def _without_small(
     values = jax.lax.stop_gradient((a_values, b_values))
     bound = a_values.shape[0] + b_values.shape[0]
     with _validation.evaluate_if_concrete(full, values, thresh):
-        keep = ~_is_small(full, values, jax.lax.stop_gradient(thresh))
+        keep = ~_is_small(full.union, values, jax.lax.stop_gradient(thresh))
         plan = restrict(full, keep, bound if nse is None else nse)
         if _validation.is_concrete(plan):
             plan = trim(plan, int(plan.nnz) if nse is None else nse)
@@ -160,10 +161,10 @@ def _without_small(
 
 
 @jax.jit
-def _is_small(plan: SparseAddPlan, values: tuple[jax.Array, jax.Array], thresh: jax.Array) -> jax.Array:
+def _is_small(union: Union, values: tuple[jax.Array, jax.Array], thresh: jax.Array) -> jax.Array:
     """Which slots hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
-    total = add_values(plan, values)
-    a, b = plan.placements
+    total = add_values(union, values)
+    a, b = union.placements
     shared = (a.sources < a.positions.shape[0]) & (b.sources < b.positions.shape[0])
     dense_axes = tuple(range(1, total.ndim))
     return shared & jnp.all(_is_below(total, thresh), axis=dense_axes)
