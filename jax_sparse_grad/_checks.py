@@ -34,7 +34,7 @@ def guard(tree: T, ok: jax.Array, message: str, **data: jax.Array) -> T:
     names = list(data)
 
     def checked(ok: jax.Array, *rest: jax.Array) -> Sequence[jax.Array]:
-        checkify.debug_check(ok, message, **dict(zip(names, rest, strict=False)))
+        checkify.debug_check(ok, message, **dict(zip(names, rest[: len(names)], strict=True)))
         return rest[len(names) :]
 
     guarded = _guard.bind(

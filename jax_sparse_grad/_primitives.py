@@ -15,11 +15,6 @@ from jax.typing import ArrayLike
 T = TypeVar("T")
 
 
-def expand_like(array: jax.Array, like: jax.Array) -> jax.Array:
-    """Append axes of length one to `array` until it has the rank of `like`."""
-    return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
-
-
 def iota_like(array: jax.Array) -> jax.Array:
     """`0 ... n - 1` for an array of n rows, int32.
 
@@ -40,13 +35,13 @@ def gather(array: jax.Array, index: jax.Array, fill: ArrayLike) -> jax.Array:
     """Rows `array[index]`; where `index >= len(array)`, `fill` (a scalar or one value per index)."""
     size = array.shape[0]
     fill = jnp.asarray(fill, array.dtype)
-    shape = index.shape + array.shape[1:]
+    per_row = index.shape + (1,) * (array.ndim - 1)
     if fill.ndim:
-        fill = fill.reshape(index.shape + (1,) * (len(shape) - index.ndim))
+        fill = fill.reshape(per_row)
     if size == 0:
-        return jnp.broadcast_to(fill, shape)
+        return jnp.broadcast_to(fill, index.shape + array.shape[1:])
     rows = array.at[jnp.minimum(index, size - 1)].get(mode="promise_in_bounds")
-    return jnp.where(expand_like(index < size, rows), rows, fill)
+    return jnp.where((index < size).reshape(per_row), rows, fill)
 
 
 def scatter(size: int, index: jax.Array, values: jax.Array, fill: ArrayLike) -> jax.Array:
