@@ -23,7 +23,7 @@ from jax_sparse_grad._union import Placement, Union
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["indices", "union"], meta_fields=["shape", "nse"])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SparseAddPlan:
     """The symbolic phase of a sparse addition, ready to add values of its operands as often as wanted.
 
@@ -55,6 +55,9 @@ class SparseAddPlan:
     def ndim(self) -> int:
         """The number of sparse dimensions (static)."""
         return len(self.shape)
+
+    def __repr__(self) -> str:
+        return f"SparseAddPlan(shape={self.shape}, nse={self.nse})"
 
     def __call__(self, *values: Any) -> jax.Array:
         """Add the values of all operands.
