@@ -73,13 +73,12 @@ def is_entry(indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def guard_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
     """The same rows, on the condition that all are entries or padding; without a shape, that none is negative."""
-    size = indices.shape[0]
-    if size == 0:
+    if indices.shape[0] == 0:
         return indices
-    row = _first_bad_row(indices, shape)
+    ok, row, content = _first_bad_row(indices, shape)
     expected = "not be negative" if shape is None else f"lie in [0, {shape}), or equal {shape} in padding"
     message = f"`{name}` must {expected}; row {{row}} is {{indices}}"
-    return guard(indices, row == size, message, row=row, indices=indices[jnp.minimum(row, size - 1)])
+    return guard(indices, ok, message, row=row, indices=content)
 
 
 def guard_canonical(name: str, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -89,7 +88,8 @@ def guard_canonical(name: str, indices: jax.Array, shape: tuple[int, ...]) -> ja
 
 
 @partial(jax.jit, static_argnums=1)
-def _first_bad_row(indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
+def _first_bad_row(indices: jax.Array, shape: tuple[int, ...] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether there is none; its number and its content (some row's if there is none)."""
     size = indices.shape[0]
     columns = columns_of(indices)
     if shape is None:
@@ -101,7 +101,8 @@ def _first_bad_row(indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Arr
         for column, length in zip(columns, shape, strict=True):
             padding &= column == np.asarray(length, column.dtype)
         bad = ~(is_entry(indices, shape) | padding)
-    return jnp.min(jnp.where(bad, jnp.arange(size, dtype=jnp.int32), size), initial=size)
+    row = jnp.argmax(bad)
+    return ~jnp.any(bad), row, indices[row]
 
 
 def ravel(indices: jax.Array, shape: tuple[int, ...]) -> Keys:
@@ -167,6 +168,7 @@ def is_canonical(keys: Keys) -> jax.Array:
     return jnp.all(is_less(before, after) | is_padding(after))
 
 
+@jax.jit
 def is_sorted(keys: Keys) -> jax.Array:
     """Whether the keys are ascending, equal neighbours allowed (a scalar bool)."""
     return ~jnp.any(is_less(tuple(k[1:] for k in keys), tuple(k[:-1] for k in keys)))

@@ -148,20 +148,21 @@ def make_plan(
 ) -> SparseAddPlan:
     """`plan_sparse_add` for arguments that were checked; `names` are those of the indices in messages."""
     bound = sum(rows.shape[0] for rows in indices)
-    concrete = _validation.is_concrete(indices)
     with _validation.evaluate_if_concrete(indices):
         indices = tuple(_keys.guard_rows(name, rows, shape) for name, rows in zip(names, indices, strict=True))
-        if assume_canonical and not concrete:  # a promise is checked only where that is free
+        if assume_canonical and not _validation.is_concrete(indices):  # a promise is checked only where that is free
             indices = tuple(_keys.guard_canonical(name, rows, shape) for name, rows in zip(names, indices, strict=True))
-        plan = _unite(indices, shape, bound if nse is None else nse, assume_canonical)
-        if concrete:
-            plan = trim(plan, int(plan.nnz) if nse is None else nse)
-        return plan if nse is None else guard_overflow(plan)
+        return settle(_unite(indices, shape, bound if nse is None else nse, assume_canonical), nse)
 
 
-def guard_overflow(plan: SparseAddPlan) -> SparseAddPlan:
-    """The same plan, on the condition that the sum fits its stored entries."""
-    if not _may_overflow(plan.union):
+def settle(plan: SparseAddPlan, nse: int | None) -> SparseAddPlan:
+    """The plan with its final number of slots: the exact one if none was asked for and the plan is concrete.
+
+    On the condition that the sum fits its stored entries.
+    """
+    if _validation.is_concrete(plan):
+        plan = _trim(plan, int(plan.nnz) if nse is None else nse)
+    if nse is None or not _may_overflow(plan.union):
         return plan
     message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {plan.nse}"
     return guard(plan, plan.nnz <= plan.nse, message, nnz=plan.nnz)
@@ -173,7 +174,7 @@ def _unite(indices: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int, ass
     return SparseAddPlan(_keys.unravel(keys, shape, indices[0].dtype), union, shape, nse)
 
 
-def trim(plan: SparseAddPlan, nse: int) -> SparseAddPlan:
+def _trim(plan: SparseAddPlan, nse: int) -> SparseAddPlan:
     """A concrete plan cut down to `nse` slots."""
     return SparseAddPlan(plan.indices[:nse], _union.trim(plan.union, nse), plan.shape, nse)
 

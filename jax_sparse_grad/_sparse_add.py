@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad import _validation
-from jax_sparse_grad._plan import SparseAddPlan, add_values, guard_overflow, make_plan, poison_overflow, restrict, trim
+from jax_sparse_grad._plan import SparseAddPlan, add_values, make_plan, poison_overflow, restrict, settle
 from jax_sparse_grad._primitives import vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
 from jax_sparse_grad._union import Union
@@ -153,21 +153,18 @@ def _without_small(
     values = jax.lax.stop_gradient((a_values, b_values))
     bound = a_values.shape[0] + b_values.shape[0]
     with _validation.evaluate_if_concrete(full, values, thresh):
-        keep = ~_is_small(full.union, values, jax.lax.stop_gradient(thresh))
-        plan = restrict(full, keep, bound if nse is None else nse)
-        if _validation.is_concrete(plan):
-            plan = trim(plan, int(plan.nnz) if nse is None else nse)
-        return plan if nse is None else guard_overflow(plan)
+        keep = _is_kept(full.union, values, jax.lax.stop_gradient(thresh))
+        return settle(restrict(full, keep, bound if nse is None else nse), nse)
 
 
 @jax.jit
-def _is_small(union: Union, values: tuple[jax.Array, jax.Array], thresh: jax.Array) -> jax.Array:
-    """Which slots hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
+def _is_kept(union: Union, values: tuple[jax.Array, jax.Array], thresh: jax.Array) -> jax.Array:
+    """Which slots do not hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
     total = add_values(union, values)
     a, b = union.placements
     shared = (a.sources < a.positions.shape[0]) & (b.sources < b.positions.shape[0])
     dense_axes = tuple(range(1, total.ndim))
-    return shared & jnp.all(_is_below(total, thresh), axis=dense_axes)
+    return ~(shared & jnp.all(_is_below(total, thresh), axis=dense_axes))
 
 
 def _is_below(total: jax.Array, thresh: jax.Array) -> jax.Array:

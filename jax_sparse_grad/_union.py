@@ -1,7 +1,7 @@
 """Symbolic phase: the sorted union of key lists, and where each entry went.
 
     operands            in any order, duplicates and padding among them
-       | _canonicalise  sorted and unique already (seen at run time): nothing to do; else one stable sort
+       | _canonicalise  one stable sort; passed by at run time where both operands are sorted and unique already
     canonical lists     strictly ascending, padding last
        | _merge         two lists: each finds its place by a search in the other
     union               a balanced binary tree of merges: k operands cost log2(k) levels of the same total length

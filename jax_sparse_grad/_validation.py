@@ -145,19 +145,14 @@ def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
     return array
 
 
-def check_equal_dense(names: Sequence[str], values: Sequence[jax.Array]) -> None:
-    """The trailing (dense) dimensions of all values agree."""
+def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Values of several operands with equal dense dimensions, promoted to one dtype as `jnp` does."""
     for name, array in zip(names[1:], values[1:], strict=True):
         if array.shape[1:] != values[0].shape[1:]:
             raise ValueError(
                 f"`{name}` must have the same dense dimensions as `{names[0]}`; "
                 f"got {array.shape[1:]} and {values[0].shape[1:]}"
             )
-
-
-def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """Values of several operands with equal dense dimensions, promoted to one dtype as `jnp` does."""
-    check_equal_dense(names, values)
     dtype = jnp.result_type(*values)
     return tuple(array.astype(dtype) for array in values)
 
