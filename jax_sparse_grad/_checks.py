@@ -13,7 +13,7 @@ import jax
 import jax.extend.core
 import numpy as np
 from jax.experimental import checkify
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 from jax_sparse_grad import _validation
 
@@ -70,6 +70,12 @@ def _batch(
     return _guard.bind(*operands, call_jaxpr=_trace(checked, operands), count=count), out_dims
 
 
+def _differentiate(
+    operands: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: Any, count: int
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    return _guard.bind(*operands, call_jaxpr=call_jaxpr, count=count), tangents[len(tangents) - count :]
+
+
 def _trace(function: Callable[..., Any], operands: Sequence[jax.Array]) -> Any:
     return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in operands))
 
@@ -79,3 +85,4 @@ _guard.def_impl(_identity)
 _guard.def_abstract_eval(_identity)
 mlir.register_lowering(_guard, mlir.lower_fun(_identity, multiple_results=True))
 batching.primitive_batchers[_guard] = _batch
+ad.primitive_jvps[_guard] = _differentiate

@@ -1,25 +1,29 @@
 """The numeric phase: values through a union that was made once.
 
-`place` carries the values of an operand to the slots of the sum, `pick` takes a cotangent from there back to the
-entries of the operand. Each is the other's transpose, and both are gathers.
+`add_values` carries the values of all operands to the slots of the sum, `pick_values` takes a cotangent from there back
+to the entries of the operands. Each is the other's transpose, and both are gathers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_sparse_grad import _keys, _union, _validation
+from jax_sparse_grad import _buckets, _keys, _union, _validation
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._primitives import gather, if_all, iota_like, vary_alike
 from jax_sparse_grad._union import Placement, Union
+
+T = TypeVar("T")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["indices", "union"], meta_fields=["shape", "nse"])
@@ -147,95 +151,133 @@ def make_plan(
     assume_canonical: bool,
 ) -> SparseAddPlan:
     """`plan_sparse_add` for arguments that were checked; `names` are those of the indices in messages."""
+    if _validation.is_concrete(indices):
+        return _validation.call_concretely(lambda: _make_concrete(names, indices, shape, nse, assume_canonical))
+    indices = guard_indices(names, indices, shape, assume_canonical)
     bound = sum(rows.shape[0] for rows in indices)
-    with _validation.evaluate_if_concrete(indices):
-        indices = tuple(_keys.guard_rows(name, rows, shape) for name, rows in zip(names, indices, strict=True))
-        if assume_canonical and not _validation.is_concrete(indices):  # a promise is checked only where that is free
-            indices = tuple(_keys.guard_canonical(name, rows, shape) for name, rows in zip(names, indices, strict=True))
-        return settle(_unite(indices, shape, bound if nse is None else nse, assume_canonical), nse)
+    plan = _unite(indices, shape, bound if nse is None else nse, assume_canonical or None, assume_canonical)
+    return plan if nse is None else guard_nse(plan, plan.nnz, nse, bound)
 
 
-def settle(plan: SparseAddPlan, nse: int | None) -> SparseAddPlan:
-    """The plan with its final number of slots: the exact one if none was asked for and the plan is concrete.
-
-    On the condition that the sum fits its stored entries.
-    """
-    if _validation.is_concrete(plan):
-        plan = _trim(plan, int(plan.nnz) if nse is None else nse)
-    if nse is None or not _may_overflow(plan.union):
-        return plan
-    message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {plan.nse}"
-    return guard(plan, plan.nnz <= plan.nse, message, nnz=plan.nnz)
-
-
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _unite(indices: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int, assume_canonical: bool) -> SparseAddPlan:
-    keys, union = _union.unite(tuple(_keys.ravel(rows, shape) for rows in indices), nse, assume_canonical)
-    return SparseAddPlan(_keys.unravel(keys, shape, indices[0].dtype), union, shape, nse)
-
-
-def _trim(plan: SparseAddPlan, nse: int) -> SparseAddPlan:
-    """A concrete plan cut down to `nse` slots."""
-    return SparseAddPlan(plan.indices[:nse], _union.trim(plan.union, nse), plan.shape, nse)
+def _make_concrete(
+    names: Sequence[str],
+    indices: tuple[jax.Array, ...],
+    shape: tuple[int, ...],
+    nse: int | None,
+    assume_canonical: bool,
+) -> SparseAddPlan:
+    """The plan of concrete indices: at the exact size, by functions that are compiled for few sizes."""
+    sizes = [rows.shape[0] for rows in indices]
+    padded = pad_indices(indices, shape)
+    canonical: bool | None = _keys.guard_concrete(names, padded, shape) or assume_canonical
+    if len(padded) > 2 and not canonical:
+        canonical = None  # some may be
+    plan = _unite(padded, shape, sum(rows.shape[0] for rows in padded), canonical, assume_canonical)
+    nse = int(plan.nnz) if nse is None else nse
+    guard_nse((), plan.nnz, nse, sum(sizes))
+    union = _union.fit(plan.union, nse, iter(sizes))
+    return SparseAddPlan(jnp.asarray(_buckets.resize(plan.indices, nse, shape)), union, shape, nse)
 
 
-@partial(jax.jit, static_argnums=2)
-def restrict(plan: SparseAddPlan, keep: jax.Array, nse: int) -> SparseAddPlan:
-    """The plan of those entries that `keep` `[plan.nse]` names, in `nse` slots; the others are dropped."""
-    keep &= jnp.arange(plan.nse, dtype=jnp.int32) < plan.nnz
-    union, former = _union.restrict(plan.union, keep, nse)
-    columns = zip(_keys.columns_of(plan.indices), plan.shape, strict=True)
-    kept = [gather(column, former, np.asarray(size, column.dtype)) for column, size in columns]
-    indices = _keys.stack_columns(kept, nse, plan.indices.dtype)
-    return SparseAddPlan(indices, union, plan.shape, nse)
+def guard_indices(
+    names: Sequence[str], indices: tuple[jax.Array, ...], shape: tuple[int, ...], assume_canonical: bool
+) -> tuple[jax.Array, ...]:
+    """The same traced indices, on the condition that they are what the caller says."""
+    indices = tuple(_keys.guard_rows(name, rows, shape) for name, rows in zip(names, indices, strict=True))
+    if assume_canonical:
+        return tuple(_keys.guard_canonical(name, rows, shape) for name, rows in zip(names, indices, strict=True))
+    return indices
+
+
+def guard_nse(tree: T, nnz: jax.Array, nse: int, bound: int) -> T:
+    """The same arrays, on the condition that `nnz` entries, at most `bound`, fit `nse`."""
+    if nse >= bound:
+        return tree
+    message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {nse}"
+    return guard(tree, nnz <= nse, message, nnz=nnz)
+
+
+def pad_indices(indices: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """Concrete indices padded to lengths for which little is compiled."""
+    sizes = [rows.shape[0] for rows in indices]
+    lengths = _buckets.buckets(sizes) if shape else sizes  # a scalar tensor has no padding
+    return tuple(_buckets.resize(rows, length, shape) for rows, length in zip(indices, lengths, strict=True))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _unite(
+    operands: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int, canonical: bool | None, promised: bool
+) -> SparseAddPlan:
+    def make(indices: jax.Array, union: Union) -> SparseAddPlan:
+        # The same structure whatever the order is found to be, lest a loop that makes plans not carry one.
+        return SparseAddPlan(indices, union if promised else _union.with_orders(union), shape, nse)
+
+    return _union.unite(operands, shape, nse, canonical, make)
 
 
 @jax.jit
 def add_values(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
     """The sum of values of one dtype, `[nse, *dense]`."""
-    return poison_overflow(union, _add_children(union, iter(values)))
+    (total,) = _linear(_add, _pick, union, values, [union.placements[0].sources.shape[0]])
+    return total
 
 
-def _add_children(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
-    placed = [
-        place(placement, union.nnz, next(operands) if child is None else _add_children(child, operands))
-        for child, placement in zip(union.children, union.placements, strict=True)
-    ]
-    return placed[0] if len(placed) == 1 else placed[0] + placed[1]
+@jax.jit
+def pick_values(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    """The transpose of `add_values`: for each entry of each operand the cotangent of its slot; 0 if it has none."""
+    return _linear(_pick, _add, union, (cotangent,), _sizes(union))
 
 
-def place(placement: Placement, nnz: jax.Array, values: jax.Array) -> jax.Array:
-    """The values of a child in the slots of its parent, of which `nnz` are in use; duplicates are summed."""
-    return _linear(_place, _pick, (placement, nnz), values, placement.sources.shape[0])
+def _add(union: Union, values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    operands = iter(values)
+    return (_poison_overflow(union, _add_node(union, operands)),)
 
 
-def pick(placement: Placement, nnz: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """The transpose of `place`: for each entry the cotangent of its slot; 0 for entries without one."""
-    return _linear(_pick, _place, (placement, nnz), cotangent, placement.positions.shape[0])
+def _add_node(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
+    children = tuple(next(operands) if child is None else _add_node(child, operands) for child in union.children)
+
+    def add(children: tuple[jax.Array, ...]) -> jax.Array:
+        placed = [
+            _place(placement, union.nnz, values) for placement, values in zip(union.placements, children, strict=True)
+        ]
+        return functools.reduce(jnp.add, placed)
+
+    def sum_duplicates_first(children: tuple[jax.Array, ...]) -> jax.Array:
+        return add(tuple(map(_sum_duplicates, union.placements, children)))
+
+    flags = [placement.unique for placement in union.placements if placement.unique is not None]
+    if not flags:
+        return add(children)
+    return if_all(functools.reduce(jnp.logical_and, flags), add, sum_duplicates_first, children)
 
 
-def _place(residuals: tuple[Placement, jax.Array], values: jax.Array) -> jax.Array:
-    placement, nnz = residuals
+def _place(placement: Placement, nnz: jax.Array, values: jax.Array) -> jax.Array:
+    """The values of a child without duplicates in the slots of its parent, of which `nnz` are in use."""
     slots = iota_like(placement.sources)
     # x + -0.0 is x for every x, x + 0.0 is not (for -0.0): an entry without a partner must arrive bit for bit.
     absent = jnp.where(slots < nnz, _negative_zero(values.dtype), np.zeros((), values.dtype))
-    return gather(_sum_duplicates(placement, values), placement.sources, absent)
+    return gather(values, placement.sources, absent)
 
 
-def _pick(residuals: tuple[Placement, jax.Array], cotangent: jax.Array) -> jax.Array:
-    placement, _ = residuals
-    return gather(cotangent, placement.positions, 0)
+def _pick(union: Union, cotangents: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(_pick_node(union, _poison_overflow(union, *cotangents)))
 
 
-def poison_overflow(union: Union, values: jax.Array) -> jax.Array:
+def _pick_node(union: Union, cotangent: jax.Array) -> Iterator[jax.Array]:
+    for child, placement in zip(union.children, union.placements, strict=True):
+        picked = gather(cotangent, placement.positions, 0)
+        if child is None:
+            yield picked
+        else:
+            yield from _pick_node(child, picked)
+
+
+def _poison_overflow(union: Union, values: jax.Array) -> jax.Array:
     """`values`, or the fill value of `jnp.take(mode="fill")` throughout if the union has more entries than slots.
 
     Counted as a linear map that is its own transpose, so that tangents and cotangents are poisoned too.
     """
-    if not _may_overflow(union):
-        return values
-    nse = values.shape[0]
-    return _linear(_poison, _poison, union.nnz > nse, values, nse)
+    return _poison(union.nnz > values.shape[0], values) if _may_overflow(union) else values
 
 
 def _poison(overflow: jax.Array, values: jax.Array) -> jax.Array:
@@ -266,18 +308,12 @@ def _sizes(union: Union) -> list[int]:
 
 
 def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:
-    """Values of which those at `placement.sources` are complete sums, as they are if no slot has two entries."""
-    unique, order = placement.unique, placement.order
-    if unique is None or order is None:
+    """Values of which those at `placement.sources` are complete sums."""
+    if placement.order is None:
         return values
-
-    def sum_runs(values: jax.Array) -> jax.Array:
-        nse = placement.sources.shape[0]
-        runs = gather(placement.positions, order, fill=nse)
-        summed = _sum_runs(gather(values, order, fill=0), runs, runs < nse)
-        return jnp.where(unique, values, summed)
-
-    return if_all(unique, lambda values: values, sum_runs, values)
+    nse = placement.sources.shape[0]
+    runs = gather(placement.positions, placement.order, fill=nse)
+    return _sum_runs(gather(values, placement.order, fill=0), runs, runs < nse)
 
 
 def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Array:
@@ -303,35 +339,37 @@ def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Arr
 
 
 def _linear(
-    apply: Callable[[Any, jax.Array], jax.Array],
-    transpose: Callable[[Any, jax.Array], jax.Array],
-    residuals: Any,
-    x: jax.Array,
-    size: int,
-) -> jax.Array:
-    """`apply(residuals, x)`, `[n, ...] -> [size, ...]`, linear with the given transpose under every transformation.
+    apply: Callable[[Union, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
+    transpose: Callable[[Union, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
+    union: Union,
+    x: tuple[jax.Array, ...],
+    y_sizes: Sequence[int],
+) -> tuple[jax.Array, ...]:
+    """`apply(union, x)`, arrays of `y_sizes` rows: linear in x, with the given transpose, under every transformation.
 
     `custom_vjp` would bar forward mode, and nothing else in JAX lets a transpose be named and be batched but
     `lax.custom_linear_solve`: its `solve` is any linear map of a space to itself whose transpose is `transpose_solve`
-    (`matvec`, here the identity, would matter only if it depended on differentiated values). Both sides are brought to
-    one length for it; XLA removes a pad that is sliced off again.
+    (`matvec`, here the identity, would matter only if it depended on differentiated values). The space here is that of
+    the rows of x and y together, and the map takes (x, y) to (0, A x); so its transpose takes (x, y) to (A^T y, 0).
+    XLA removes what is put together and taken apart again. (In one array, since the solve fails if only some of several
+    have a tangent.)
     """
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return apply(residuals, x)
-    residuals, x = vary_alike((residuals, x))
-    n = x.shape[0]
-    common = max(n, size)
-    y = lax.custom_linear_solve(
+    if not jnp.issubdtype(x[0].dtype, jnp.inexact):
+        return apply(union, x)
+    union, x = vary_alike((union, x))
+    x_sizes = [part.shape[0] for part in x]
+
+    def zeros(sizes: Sequence[int]) -> tuple[jax.Array, ...]:
+        return tuple(jnp.zeros((size, *x[0].shape[1:]), x[0].dtype) for size in sizes)
+
+    def split(rows: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        parts = jnp.split(rows, list(itertools.accumulate([*x_sizes, *y_sizes]))[:-1])
+        return tuple(parts[: len(x)]), tuple(parts[len(x) :])
+
+    solved = lax.custom_linear_solve(
         lambda b: b,
-        _resize(x, common),
-        solve=lambda _, b: _resize(apply(residuals, _resize(b, n)), common),
-        transpose_solve=lambda _, c: _resize(transpose(residuals, _resize(c, size)), common),
+        jnp.concatenate([*x, *zeros(y_sizes)]),
+        solve=lambda _, b: jnp.concatenate([*zeros(x_sizes), *apply(union, split(b)[0])]),
+        transpose_solve=lambda _, c: jnp.concatenate([*transpose(union, split(c)[1]), *zeros(y_sizes)]),
     )
-    return _resize(y, size)
-
-
-def _resize(x: jax.Array, size: int) -> jax.Array:
-    """The first `size` rows of x, with rows of zeros behind it if there are fewer."""
-    if x.shape[0] >= size:
-        return x[:size]
-    return jnp.concatenate([x, jnp.zeros((size - x.shape[0], *x.shape[1:]), x.dtype)])
+    return split(solved)[1]

@@ -14,6 +14,8 @@ from jax.typing import ArrayLike
 
 T = TypeVar("T")
 
+GROUP = 32  # reduced first: XLA:CPU reduces groups on all threads, many elements at a time, but a vector one by one
+
 
 def iota_like(array: jax.Array) -> jax.Array:
     """`0 ... n - 1` for an array of n rows, int32.
@@ -29,6 +31,14 @@ def vary_alike(tree: T) -> T:
     """The same arrays, all varying over the mesh if one of them does under `shard_map`; XLA folds the selects away."""
     zero = sum(jnp.zeros_like(leaf, jnp.int32, shape=()) for leaf in jax.tree.leaves(tree))
     return jax.tree.map(lambda leaf: jnp.where(zero == 0, leaf, leaf), tree)
+
+
+def at(array: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows `array[index]`; any row where the index is out of bounds."""
+    size = array.shape[0]
+    if size == 0:
+        return jnp.zeros(index.shape + array.shape[1:], array.dtype)
+    return array.at[jnp.clip(index, 0, size - 1)].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def gather(array: jax.Array, index: jax.Array, fill: ArrayLike) -> jax.Array:
@@ -50,14 +60,42 @@ def scatter(size: int, index: jax.Array, values: jax.Array, fill: ArrayLike) -> 
     return spare.at[jnp.minimum(index, size)].set(values, mode="promise_in_bounds")[:size]
 
 
+def all_true(flags: jax.Array) -> jax.Array:
+    """`jnp.all` of a vector."""
+    return count_true(~flags) == 0
+
+
+def count_true(flags: jax.Array) -> jax.Array:
+    """The number of true flags in a vector."""
+    whole = flags.shape[0] // GROUP * GROUP
+    groups = jnp.sum(flags[:whole].reshape(-1, GROUP).astype(jnp.uint8), axis=1, dtype=jnp.uint8)
+    return jnp.sum(groups, dtype=jnp.int32) + jnp.sum(flags[whole:], dtype=jnp.int32)
+
+
+def largest_of(numbers: jax.Array) -> jax.Array:
+    """The maximum of a vector of unsigned integers; 0 if it is empty."""
+    whole = numbers.shape[0] // GROUP * GROUP
+    rest = jnp.max(numbers[whole:], initial=0)
+    if whole == 0:
+        return rest
+    groups = materialise(jnp.max(numbers[:whole].reshape(-1, GROUP), axis=1))  # or XLA makes one reduction of the two
+    return jnp.maximum(jnp.max(groups), rest)
+
+
 @jax.custom_batching.custom_vmap
-def _true_in_all_batches(flag: jax.Array) -> jax.Array:
-    return flag
+def largest_in_batches(number: jax.Array) -> jax.Array:
+    """The scalar, or under `vmap` the largest in the whole batch: one answer, by which a loop or a branch may go."""
+    return number
 
 
-@_true_in_all_batches.def_vmap
-def _true_in_all_batches_vmap(_axis_size: int, _in_batched: list[bool], flag: jax.Array) -> tuple[jax.Array, bool]:
-    return _true_in_all_batches(jnp.all(flag)), False
+@largest_in_batches.def_vmap
+def _largest_in_batches_vmap(_axis_size: int, _in_batched: list[bool], number: jax.Array) -> tuple[jax.Array, bool]:
+    return largest_in_batches(jnp.max(number)), False
+
+
+def in_all_batches(flag: jax.Array) -> jax.Array:
+    """Whether the scalar is true; under `vmap`, in the whole batch."""
+    return ~largest_in_batches(~flag)
 
 
 def if_all(flag: jax.Array, fast: Callable[..., T], general: Callable[..., T], *operands: object) -> T:
@@ -67,4 +105,19 @@ def if_all(flag: jax.Array, fast: Callable[..., T], general: Callable[..., T], *
     `general` may stand in for `fast`, one predicate for the whole batch is enough: the `cond` survives, and only a
     batch with at least one general case in it pays for it.
     """
-    return lax.cond(_true_in_all_batches(flag), fast, general, *operands)
+    return lax.cond(in_all_batches(flag), fast, general, *operands)
+
+
+def materialise(tree: T) -> T:
+    """The same arrays, not to be computed anew by each consumer; the first one must not be empty.
+
+    XLA:CPU drops `lax.optimization_barrier` before it fuses. A loop that carries the arrays stays, and costs nothing
+    when it makes no round; XLA does not know that a population count is never negative.
+    """
+    leaves, treedef = jax.tree.flatten(vary_alike(tree))
+    bits = lax.population_count(leaves[0].reshape(-1)[0].astype(jnp.uint32))
+    never = in_all_batches(bits.astype(jnp.int32) < 0)
+    _, leaves = lax.while_loop(
+        lambda carry: carry[0], lambda carry: (~carry[0], [~leaf for leaf in carry[1]]), (never, leaves)
+    )
+    return jax.tree.unflatten(treedef, leaves)

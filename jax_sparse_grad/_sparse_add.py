@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _validation
-from jax_sparse_grad._plan import SparseAddPlan, add_values, make_plan, poison_overflow, restrict, settle
+from jax_sparse_grad import _keys, _union, _validation
+from jax_sparse_grad._buckets import resize
+from jax_sparse_grad._plan import (
+    SparseAddPlan,
+    add_values,
+    guard_indices,
+    guard_nse,
+    make_plan,
+    pad_indices,
+)
 from jax_sparse_grad._primitives import vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
 from jax_sparse_grad._union import Union
@@ -108,57 +117,105 @@ def sparse_add(
         for value_name, values, rows, name in zip(value_names, (a_values, b_values), indices, names, strict=True)
     )
     a_values, b_values = _validation.as_common_values(value_names, (a_values, b_values))
-    thresh = _validation.as_thresh(thresh)
+    limit: Any = _validation.as_thresh(thresh)
+    if _validation.is_concrete(limit) and np.asarray(limit) <= 0:  # no magnitude is less than that
+        limit = None
     size = _validation.as_nse(nse)
     assume_canonical = _validation.as_flag("assume_canonical", assume_canonical)
 
-    if _validation.is_concrete(thresh) and np.asarray(thresh) <= 0:  # no magnitude is less than that
-        plan = make_plan(names, indices, shape, size, assume_canonical)
-    else:
-        full = make_plan(names, indices, shape, None, assume_canonical)
-        plan = _without_small(full, a_values, b_values, thresh, size)
-    return SparseAddOutput(plan.indices, _sum_values(plan.union, a_values, b_values), shape)
+    values = (a_values, b_values)
+    if _validation.is_concrete(indices, values, limit):
+        arguments = names, indices, values, shape, limit, size, assume_canonical
+        return _validation.call_concretely(lambda: _add_concrete(*arguments))
+    if _validation.is_concrete(indices):
+        if limit is None:
+            plan = make_plan(names, indices, shape, size, assume_canonical)
+            sum_indices, sum_values, _ = _sum(_Form(shape, plan.nse, None), plan, values, None)
+            return SparseAddOutput(sum_indices, sum_values, shape)
+        _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, shape))
+    indices = guard_indices(names, indices, shape, assume_canonical)
+    bound = sum(rows.shape[0] for rows in indices)
+    form = _Form(shape, bound if size is None else size, assume_canonical or None)
+    sum_indices, sum_values, nnz = _sum(form, indices, values, limit)
+    return SparseAddOutput(guard_nse(sum_indices, nnz, form.nse, bound), sum_values, shape)
 
 
-@jax.jit
-def _sum_values(union: Union, a_values: jax.Array, b_values: jax.Array) -> jax.Array:
+def _add_concrete(
+    names: tuple[str, str],
+    indices: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+    shape: tuple[int, ...],
+    limit: Any,
+    nse: int | None,
+    assume_canonical: bool,
+) -> SparseAddOutput:
+    """The sum of concrete tensors: at the exact size, by functions that are compiled for few sizes."""
+    padded = pad_indices(indices, shape)
+    padded_values = tuple(resize(array, rows.shape[0], 0) for array, rows in zip(values, padded, strict=True))
+    canonical = _keys.guard_concrete(names, padded, shape) or assume_canonical
+    form = _Form(shape, sum(rows.shape[0] for rows in padded), canonical)
+    sum_indices, sum_values, nnz = _sum(form, padded, padded_values, limit)
+    size = int(nnz) if nse is None else nse
+    guard_nse((), nnz, size, sum(rows.shape[0] for rows in indices))
+    fitted = jax.device_put((resize(sum_indices, size, shape), resize(sum_values, size, 0)))
+    return SparseAddOutput(fitted[0], fitted[1], shape)
+
+
+class _Form(NamedTuple):
+    """What is static in a sum of two tensors."""
+
+    shape: tuple[int, ...]
+    nse: int
+    canonical: bool | None  # None: not known
+
+
+@partial(jax.jit, static_argnums=0)
+def _sum(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[jax.Array, ...]:
     # A backward rule must return cotangents that vary over the mesh as its arguments do: so these all do alike.
-    return _sparse_add(*vary_alike((union, a_values, b_values)))
+    return _sparse_add(form, *vary_alike((pattern, values, limit)))
 
 
-@jax.custom_vjp
-def _sparse_add(union: Union, a_values: jax.Array, b_values: jax.Array) -> jax.Array:
-    return add_values(union, (a_values, b_values))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sparse_add(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[jax.Array, ...]:
+    """The indices, values and true number of entries of the sum.
+
+    Args:
+      form: what is static.
+      pattern: the indices of both operands, or their `SparseAddPlan` if it was made before.
+      values: those of both operands, of one dtype.
+      limit: a scalar threshold, or None.
+    """
+    return _sparse_add_fwd(form, pattern, values, limit)[0]
 
 
-def _sparse_add_fwd(union: Union, a_values: jax.Array, b_values: jax.Array) -> tuple[jax.Array, Union]:
+def _sparse_add_fwd(
+    form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any
+) -> tuple[tuple[jax.Array, ...], Union]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
-    return add_values(union, (a_values, b_values)), union
+    if isinstance(pattern, SparseAddPlan):
+        return (pattern.indices, add_values(pattern.union, values), pattern.nnz), pattern.union
+
+    def add(indices: jax.Array, union: Union) -> tuple[tuple[jax.Array, ...], Union]:
+        if limit is not None:
+            keep = _is_kept(union, jax.lax.stop_gradient(values), limit)
+            indices, union = _union.restrict(indices, union, keep, form.shape, form.nse)
+        return (indices, add_values(union, values), union.nnz), _union.with_orders(union)
+
+    nse = form.nse if limit is None else sum(rows.shape[0] for rows in pattern)
+    return _union.unite(pattern, form.shape, nse, form.canonical, add)
 
 
-def _sparse_add_bwd(union: Union, cotangent: jax.Array) -> tuple[None, jax.Array | None, jax.Array | None]:
+def _sparse_add_bwd(_form: _Form, union: Union, cotangents: tuple[jax.Array, ...]) -> tuple[None, Any, None]:
+    _, cotangent, _ = cotangents
     if cotangent.dtype == jax.dtypes.float0:  # integer values
         return None, None, None
-    return None, *gather_cotangent(union.placements, union.nnz, poison_overflow(union, cotangent))
+    return None, gather_cotangent(union, cotangent), None
 
 
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)
 
 
-def _without_small(
-    full: SparseAddPlan, a_values: jax.Array, b_values: jax.Array, thresh: jax.Array | np.ndarray, nse: int | None
-) -> SparseAddPlan:
-    """The plan of the entries that the threshold leaves, in `nse` slots."""
-    # The pattern has no derivative; without its tangents, the values show whether they are concrete.
-    values = jax.lax.stop_gradient((a_values, b_values))
-    bound = a_values.shape[0] + b_values.shape[0]
-    with _validation.evaluate_if_concrete(full, values, thresh):
-        keep = _is_kept(full.union, values, jax.lax.stop_gradient(thresh))
-        return settle(restrict(full, keep, bound if nse is None else nse), nse)
-
-
-@jax.jit
-def _is_kept(union: Union, values: tuple[jax.Array, jax.Array], thresh: jax.Array) -> jax.Array:
+def _is_kept(union: Union, values: tuple[jax.Array, ...], thresh: jax.Array) -> jax.Array:
     """Which slots do not hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
     total = add_values(union, values)
     a, b = union.placements

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad._buckets import buckets, resize
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._plan import pick
-from jax_sparse_grad._search import search, search_rows
-from jax_sparse_grad._union import Placement, placement_of
+from jax_sparse_grad._keys import Keys
+from jax_sparse_grad._plan import pick_values
+from jax_sparse_grad._primitives import materialise, vary_alike
+from jax_sparse_grad._search import search, with_keys
+from jax_sparse_grad._union import Placement, Union, placement_of
 
 
 class SparseAddGradOutput(NamedTuple):
@@ -61,35 +66,68 @@ def sparse_add_grad(
     sizes = None if shape is None else _validation.as_shape("shape", shape)
     if sizes is not None:
         _validation.check_shape_fits("shape", sizes, names[0], a)
-    with _validation.evaluate_if_concrete(a, b, total):
-        a, b, total = (_keys.guard_rows(name, rows, sizes) for name, rows in zip(names, (a, b, total), strict=True))
-        ordered = _keys.is_sorted(_keys.as_words(total))
-        total = guard(total, ordered, "`sum_indices` must be sorted as `sparse_add` returns them")
-        placements = _locate(a, b, total, sizes)
-    return SparseAddGradOutput(*gather_cotangent(placements, jnp.int32(total.shape[0]), cotangent))
+    rows = (a, b, total)
+    if not _validation.is_concrete(rows):
+        return _gather(cotangent, *_guard_rows(names, rows, sizes), sizes)
+    if _validation.is_concrete(cotangent):
+        return _validation.call_concretely(lambda: _gather_concrete(names, cotangent, rows, sizes))
+    union = _validation.call_concretely(lambda: _locate(*_guard_rows(names, rows, sizes), sizes))
+    return SparseAddGradOutput(*gather_cotangent(union, cotangent))
 
 
-@jax.jit
-def gather_cotangent(placements: tuple[Placement, ...], nnz: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+def _guard_rows(
+    names: Sequence[str], rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None
+) -> tuple[jax.Array, ...]:
+    """The same indices, on the condition that they are what the caller says."""
+    *operands, total = (_keys.guard_rows(name, each, shape) for name, each in zip(names, rows, strict=True))
+    ordered = _keys.is_sorted(_keys.as_words(total))
+    return *operands, guard(total, ordered, "`sum_indices` must be sorted as `sparse_add` returns them")
+
+
+def _gather_concrete(
+    names: Sequence[str], cotangent: jax.Array, rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None
+) -> SparseAddGradOutput:
+    """The gradients for concrete indices, by functions that are compiled for few sizes."""
+    sizes = [each.shape[0] for each in rows]
+    # The last row again and again keeps the order, and changes nothing: it is found where it was found first.
+    last = [np.asarray(each)[-1] if each.shape[0] else 0 for each in rows]
+    padded = tuple(resize(*each) for each in zip(rows, buckets(sizes), last, strict=True))
+    cotangent = resize(cotangent, padded[-1].shape[0], 0)
+    gradients = _gather(cotangent, *_guard_rows(names, padded, shape), shape)
+    fitted = jax.device_put(tuple(resize(*each, 0) for each in zip(gradients, sizes, strict=False)))
+    return SparseAddGradOutput(*fitted)
+
+
+@partial(jax.jit, static_argnums=4)
+def _gather(
+    cotangent: jax.Array, a: jax.Array, b: jax.Array, total: jax.Array, shape: tuple[int, ...] | None
+) -> SparseAddGradOutput:
+    return SparseAddGradOutput(*gather_cotangent(_locate(a, b, total, shape), cotangent))
+
+
+def gather_cotangent(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...]:
     """SparseAddGrad once the entries of both operands are located.
 
     sum[p] is the sum of all entries whose position is p, so d sum[p] / d entry is 1 where entry's position is p and 0
     elsewhere: the gradient of an entry is the cotangent at its position, and 0 if it has none.
     """
-    return tuple(pick(placement, nnz, cotangent) for placement in placements)
+    return pick_values(union, cotangent)
 
 
 @partial(jax.jit, static_argnums=3)
-def _locate(
-    a_indices: jax.Array, b_indices: jax.Array, sum_indices: jax.Array, shape: tuple[int, ...] | None
-) -> tuple[Placement, Placement]:
+def _locate(a_indices: jax.Array, b_indices: jax.Array, sum_indices: jax.Array, shape: tuple[int, ...] | None) -> Union:
     """Where the rows of A and B stand in the sum."""
-    rows = jnp.concatenate([a_indices, b_indices])
+    rows = vary_alike((sum_indices, a_indices, b_indices))
     if shape is None:
-        position, found = search_rows(sum_indices, rows)
+        placements = with_keys(rows[0], partial(_placements, rows))
     else:
-        position, found = search(_keys.ravel(sum_indices, shape), _keys.ravel(rows, shape))
-    nse = sum_indices.shape[0]
-    positions = jnp.where(found, position, nse)
-    nnz_a = a_indices.shape[0]
-    return placement_of(positions[:nnz_a], nse), placement_of(positions[nnz_a:], nse)
+        placements = _placements(rows, partial(_keys.ravel, shape=shape))
+    return Union(jnp.int32(sum_indices.shape[0]), (None, None), placements)
+
+
+def _placements(rows: tuple[jax.Array, ...], keys_of: Callable[[jax.Array], Keys]) -> tuple[Placement, ...]:
+    """Where the rows of the operands stand in those of the sum, which come first."""
+    total, *operands = (materialise(keys_of(each)) for each in rows)
+    nse = total[0].shape[0]
+    found = (search(total, keys) for keys in operands)
+    return tuple(placement_of(jnp.where(is_found, position, nse), nse) for position, is_found in found)

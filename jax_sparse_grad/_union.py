@@ -1,10 +1,9 @@
-"""Symbolic phase: the sorted union of key lists, and where each entry went.
+"""Symbolic phase: the sorted union of lists of index rows, and where each entry went.
 
-    operands            in any order, duplicates and padding among them
-       | _canonicalise  one stable sort; passed by at run time where both operands are sorted and unique already
-    canonical lists     strictly ascending, padding last
-       | _merge         two lists: each finds its place by a search in the other
-    union               a balanced binary tree of merges: k operands cost log2(k) levels of the same total length
+    operands     in any order, duplicates and padding among them
+       | merge          two lists that are strictly ascending, padding last: see `_merge.py`
+       | _sort_lists    lists in any order, which is found out at run time: all keys in one sort
+    union        a balanced binary tree of these: k operands cost log2(k) levels of the same total length
 
 Every edge of the tree is a `Placement`: the linear map that carries the values of a child to the slots of its parent,
 stored in both directions (`sources` for the map, `positions` for its transpose), so that either way is a gather.
@@ -13,24 +12,30 @@ stored in both directions (`sources` for the map, `positions` for its transpose)
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jax_sparse_grad import _keys, _search
-from jax_sparse_grad._keys import Keys
-from jax_sparse_grad._primitives import gather, if_all, iota_like, scatter, vary_alike
+from jax_sparse_grad import _keys
+from jax_sparse_grad._buckets import resize
+from jax_sparse_grad._merge import count_before, merge, positions_of, select_rows, sources_of
+from jax_sparse_grad._primitives import gather, if_all, iota_like, materialise, scatter, vary_alike
+
+T = TypeVar("T")
 
 
 class Placement(NamedTuple):
     """Where the n entries of a child stand among the m slots of their parent.
 
     positions: `[n]` int32, the slot of each entry; m or more if it has none (padding, overflow, dropped).
-    sources: `[m]` int32, the entry in each slot; n if there is none.
-    unique: scalar bool, whether no slot has two entries. If false, `sources` counts the entries in the order of
-      `order`, and names the first of those that share a slot. None if known to be true.
+    sources: `[m]` int32, the entry in each slot; n or more if there is none.
+    unique: scalar bool, whether no slot has two entries of one operand, for both operands of a node alike. If false,
+      `sources` counts the entries in the order of `order`, and names the first of those that share a slot. None if
+      known to be true.
     order: `[n]` int32, a permutation that puts the entries in the order of their slots (those without one may stand
       anywhere). None if `unique` is None.
     """
@@ -52,83 +57,103 @@ class Union(NamedTuple):
     placements: tuple[Placement, ...]
 
 
-def unite(operands: tuple[Keys, ...], nse: int, assume_canonical: bool) -> tuple[Keys, Union]:
-    """The union of the keys of all operands in `nse` slots, sorted and padded, and the tree that leads to it."""
+def unite(
+    operands: tuple[jax.Array, ...],
+    shape: tuple[int, ...],
+    nse: int,
+    canonical: bool | None,
+    then: Callable[[jax.Array, Union], T],
+) -> T:
+    """`then(indices, union)` of the sorted, padded union of index rows in `nse` slots, and the tree that leads to it.
+
+    `canonical` says whether all operands are sorted, unique and padded only at the end; None: find out at run time.
+    Then `then` stands in both branches of the conditional on that, and knows statically which of them it is in
+    (`Placement.unique` is None if all operands are canonical). So what it computes there is all that leaves
+    the conditional, and for operands in order nothing is written that only others need. Its results must have the same
+    structure in both branches; `with_orders` sees to this for the union.
+    """
     half = (len(operands) + 1) // 2
     parts = [part for part in (operands[:half], operands[half:]) if part]
-    subtrees = [_subtree(part, assume_canonical) for part in parts]
-    lists = tuple(keys for keys, _ in subtrees)
+    subtrees = [_subtree(part, shape, canonical) for part in parts]
+    lists = tuple(rows for rows, _ in subtrees)
     children = tuple(union for _, union in subtrees)
 
-    def merge(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
-        return _merge(*lists, nse=nse) if len(lists) == 2 else _resize(*lists, nse=nse)
+    def unite_canonical(lists: tuple[jax.Array, ...]) -> T:
+        indices, nnz, placements = _merge_lists(lists, shape, nse)
+        return then(indices, Union(nnz, children, placements))
 
-    if assume_canonical or None not in children:
-        merged, nnz, placements = merge(lists)
-        return merged, Union(nnz, children, placements)
+    if canonical or None not in children:
+        return unite_canonical(lists)
 
-    lists = vary_alike(lists)  # for the branches below to agree
-    canonical = functools.reduce(jnp.logical_and, map(_keys.is_canonical, lists))
+    def unite_any(lists: tuple[jax.Array, ...]) -> T:
+        indices, nnz, placements = _sort_lists(lists, shape, nse)
+        return then(indices, Union(nnz, children, placements))
 
-    def merge_at_once(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
-        merged, nnz, placements = merge(lists)
-        in_order = tuple(
-            placement._replace(unique=canonical, order=iota_like(placement.positions)) if child is None else placement
-            for child, placement in zip(children, placements, strict=True)
-        )
-        return merged, nnz, in_order
-
-    def canonicalise_first(lists: tuple[Keys, ...]) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
-        pairs = [
-            _canonicalise(keys) if child is None else (keys, None) for child, keys in zip(children, lists, strict=True)
-        ]
-        merged, nnz, placements = merge(tuple(keys for keys, _ in pairs))
-        composed = tuple(
-            placement if leaf is None else _compose(leaf, placement)
-            for (_, leaf), placement in zip(pairs, placements, strict=True)
-        )
-        return merged, nnz, composed
-
-    # The merge stands in both branches, so that input in order passes through no other step.
-    merged, nnz, placements = if_all(canonical, merge_at_once, canonicalise_first, lists)
-    return merged, Union(nnz, children, placements)
+    if canonical is not None:
+        return unite_any(lists)
+    lists = vary_alike(lists)  # for the branches to agree
+    in_order = functools.reduce(jnp.logical_and, (_keys.is_canonical(_keys.ravel(rows, shape)) for rows in lists))
+    return if_all(in_order, unite_canonical, unite_any, lists)
 
 
-def _subtree(operands: tuple[Keys, ...], assume_canonical: bool) -> tuple[Keys, Union | None]:
+def with_orders(union: Union) -> Union:
+    """The same node with `unique` and `order` for every operand, also where their keys were in order."""
+
+    def complete(placement: Placement) -> Placement:
+        if placement.unique is not None:
+            return placement
+        return placement._replace(unique=jnp.ones_like(union.nnz, bool), order=iota_like(placement.positions))
+
+    return union._replace(placements=tuple(map(complete, union.placements)))
+
+
+def _subtree(
+    operands: tuple[jax.Array, ...], shape: tuple[int, ...], canonical: bool | None
+) -> tuple[jax.Array, Union | None]:
     if len(operands) == 1:
         return operands[0], None
-    return unite(operands, sum(keys[0].shape[0] for keys in operands), assume_canonical)
+    nse = sum(rows.shape[0] for rows in operands)
+    return unite(operands, shape, nse, canonical, lambda indices, union: (indices, with_orders(union)))
 
 
-def trim(union: Union, nse: int) -> Union:
-    """The same tree with `nse` slots at its root and exactly `nnz` at every inner node (all concrete)."""
+def fit(union: Union, nse: int, sizes: Iterator[int]) -> Union:
+    """The same tree with `nse` slots at its root, `nnz` at every inner node and `sizes` entries at its leaves.
 
-    def trim_child(child: Union | None, placement: Placement) -> tuple[Union | None, Placement]:
-        placement = placement._replace(sources=placement.sources[:nse])
-        if child is None:
-            return None, placement
-        size = int(child.nnz)
-        return trim(child, size), placement._replace(positions=placement.positions[:size])
+    All concrete; slots and entries that go hold nothing.
+    """
 
-    pairs = [trim_child(*pair) for pair in zip(union.children, union.placements, strict=True)]
+    def fit_child(child: Union | None, placement: Placement) -> tuple[Union | None, Placement]:
+        size = next(sizes) if child is None else int(child.nnz)
+        fitted = placement._replace(
+            positions=jnp.asarray(resize(placement.positions, size, 0)),
+            sources=jnp.asarray(resize(placement.sources, nse, placement.positions.shape[0])),
+            order=None if placement.order is None else jnp.asarray(resize(placement.order, size, 0)),
+        )
+        return None if child is None else fit(child, size, sizes), fitted
+
+    pairs = [fit_child(*pair) for pair in zip(union.children, union.placements, strict=True)]
     children, placements = zip(*pairs, strict=True)
     return Union(union.nnz, children, placements)
 
 
-def restrict(union: Union, keep: jax.Array, nse: int) -> tuple[Union, jax.Array]:
-    """The union without the slots that `keep` does not name, in `nse` slots, and the former slot of each of these."""
+def restrict(
+    indices: jax.Array, union: Union, keep: jax.Array, shape: tuple[int, ...], nse: int
+) -> tuple[jax.Array, Union]:
+    """The indices and the union of those slots that `keep` names, in `nse` slots; the others are dropped."""
     former_nse = keep.shape[0]
-    kept_through = jnp.cumsum(keep, dtype=jnp.int32)
-    slots = jnp.where(keep, kept_through - 1, max(nse, former_nse))
+    keep &= jnp.arange(former_nse, dtype=jnp.int32) < union.nnz
+    none = max(nse, former_nse)
+    slots = jnp.where(keep, count_before(keep), none)
     former = scatter(nse, slots, jnp.arange(former_nse, dtype=jnp.int32), fill=former_nse)
     placements = tuple(
         placement._replace(
-            positions=gather(slots, placement.positions, fill=max(nse, former_nse)),
+            positions=gather(slots, placement.positions, fill=none),
             sources=gather(placement.sources, former, fill=placement.positions.shape[0]),
         )
         for placement in union.placements
     )
-    return union._replace(nnz=jnp.sum(keep, dtype=jnp.int32), placements=placements), former
+    restricted = union._replace(nnz=jnp.sum(keep, dtype=jnp.int32), placements=placements)
+    return _pick_rows([indices], [former], shape), restricted
 
 
 def placement_of(positions: jax.Array, nse: int) -> Placement:
@@ -152,70 +177,90 @@ def placement_of(positions: jax.Array, nse: int) -> Placement:
     return Placement(positions, sources, unique, order)
 
 
-def _canonicalise(keys: Keys) -> tuple[Keys, Placement]:
-    """The keys sorted and without duplicates, and the way from the operand to this list."""
-    size = keys[0].shape[0]
-    entries = iota_like(keys[0])
-    *sorted_words, order = lax.sort((*keys, entries), num_keys=len(keys), is_stable=True)
-    sorted_keys = tuple(sorted_words)
-    starts = _keys.starts_run(sorted_keys)
-    padding = _keys.is_padding(sorted_keys)
-    slots = jnp.where(padding, size, jnp.cumsum(starts, dtype=jnp.int32) - 1)
-    first = scatter(size, jnp.where(starts, slots, size), entries, fill=size)
-    unique = jnp.all(starts | padding)
-    canonical = tuple(gather(word, first, _keys.all_ones(word.dtype)) for word in sorted_keys)
-    positions = scatter(size, order, slots, fill=size)
-    return canonical, Placement(positions, jnp.where(unique, gather(order, first, size), first), unique, order)
+def _merge_lists(
+    lists: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int
+) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
+    """The union of one or two canonical lists in `nse` slots, its true length, and where their entries went."""
+    keys = [materialise(_keys.ravel(rows, shape)) for rows in lists]
+    if len(lists) == 1:
+        return _resize(lists[0], _keys.count_entries(keys[0]), shape, nse)
+    nnz, bitmaps = merge(keys[0], keys[1], nse)
+    indices = select_rows(bitmaps, lists[0], lists[1], shape, nse)
+    placements = []
+    for bitmap, rows in zip(bitmaps, lists, strict=True):
+        size = rows.shape[0]
+        placements.append(Placement(positions_of(bitmap, size, nse), sources_of(bitmap, size, nse)))
+    return indices, nnz, tuple(placements)
 
 
-def _compose(leaf: Placement, placement: Placement) -> Placement:
-    """From an operand through its canonical list to the parent's slots."""
-    return Placement(
-        positions=gather(placement.positions, leaf.positions, fill=placement.sources.shape[0]),
-        sources=gather(leaf.sources, placement.sources, fill=leaf.positions.shape[0]),
-        unique=leaf.unique,
-        order=leaf.order,
-    )
-
-
-def _merge(a: Keys, b: Keys, *, nse: int) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
-    """The union of two canonical lists in `nse` slots, its true length, and where the entries of either went.
-
-    An entry of a stands behind the entries of a and of b that are less than it; those that a and b share count once:
-    position = rank in a + rank in b - shared entries before it. The same holds for b.
-    """
-    rank_in_b, a_shared = _search.search(b, a)
-    rank_in_a, b_shared = _search.search(a, b)
-    a_positions = jnp.where(_keys.is_padding(a), nse, _own_rank(a_shared) + rank_in_b)
-    b_positions = jnp.where(_keys.is_padding(b), nse, _own_rank(b_shared) + rank_in_a)
-    positions = jnp.concatenate([a_positions, b_positions])
-    # Shared entries are written twice, with the same key.
-    merged = tuple(
-        scatter(nse, positions, jnp.concatenate(words), _keys.all_ones(words[0].dtype))
-        for words in zip(a, b, strict=True)
-    )
-    nnz = _count_entries(a) + _count_entries(b) - jnp.sum(a_shared, dtype=jnp.int32)
-    return merged, nnz, (_placement_of_unique(a_positions, nse), _placement_of_unique(b_positions, nse))
-
-
-def _resize(keys: Keys, *, nse: int) -> tuple[Keys, jax.Array, tuple[Placement, ...]]:
+def _resize(
+    rows: jax.Array, nnz: jax.Array, shape: tuple[int, ...], nse: int
+) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
     """One canonical list in `nse` slots: the union of a single operand."""
-    ranks = jnp.arange(keys[0].shape[0], dtype=jnp.int32)
-    positions = jnp.where(_keys.is_padding(keys), nse, ranks)
-    resized = tuple(scatter(nse, positions, word, _keys.all_ones(word.dtype)) for word in keys)
-    return resized, _count_entries(keys), (_placement_of_unique(positions, nse),)
+    size = rows.shape[0]
+    entries, slots = jnp.arange(size, dtype=jnp.int32), jnp.arange(nse, dtype=jnp.int32)
+    positions, sources = jnp.where(entries < nnz, entries, max(size, nse)), jnp.where(slots < nnz, slots, size)
+    return _pick_rows([rows], [sources], shape), nnz, (Placement(positions, sources),)
 
 
-def _own_rank(shared: jax.Array) -> jax.Array:
-    """Each entry's place in its own list, less the shared entries before it."""
-    before = jnp.cumsum(shared, dtype=jnp.int32) - shared.astype(jnp.int32)
-    return jnp.arange(shared.shape[0], dtype=jnp.int32) - before
+def _pick_rows(lists: Sequence[jax.Array], sources: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+    """Index rows `rows[sources]` of the first list for which that is in bounds; padding if there is none."""
+    columns = []
+    for dim, size in enumerate(shape):
+        column = jnp.asarray(np.asarray(size, lists[0].dtype))
+        for rows, entries in zip(reversed(lists), reversed(sources), strict=True):
+            column = gather(rows[:, dim], entries, column)
+        columns.append(column)
+    return _keys.stack_columns(columns, sources[0].shape[0], lists[0].dtype)
 
 
-def _count_entries(keys: Keys) -> jax.Array:
-    return jnp.sum(~_keys.is_padding(keys), dtype=jnp.int32)
+def _sort_lists(
+    lists: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int
+) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
+    """The union of one or two lists in any order in `nse` slots, its true length, and where their entries went."""
+    sizes = [rows.shape[0] for rows in lists]
+    words = zip(*(_keys.ravel(rows, shape) for rows in lists), strict=True)
+    sorted_keys, order = _keys.sort(tuple(map(jnp.concatenate, words)))
+    starts, padding = _keys.starts_run(sorted_keys), _keys.is_padding(sorted_keys)
+    slots = jnp.where(padding, nse, count_before(starts) + starts.astype(jnp.int32) - 1)
+    positions = jnp.split(scatter(sum(sizes), order, slots, fill=nse), sizes[:-1])
+
+    # The sort is stable: the entries of one list in one slot stand side by side, in their own order.
+    of_second = order >= sizes[0]
+    own = (~of_second, of_second)[: len(lists)]
+    entries = (order, order - sizes[0])
+    first = tuple(mine & ~padding & (starts | ~_shifted(mine)) for mine in own)
+    unique = jnp.all(functools.reduce(jnp.logical_or, first) | padding)
+
+    def place_first(names: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(
+            scatter(nse, jnp.where(is_first, slots, nse), name, fill=size)
+            for is_first, name, size in zip(first, names, sizes, strict=False)
+        )
+
+    in_slots = place_first(entries)
+    indices = _pick_rows(lists, in_slots, shape)
+
+    def by_entry() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        return in_slots, tuple(map(iota_like, positions))
+
+    def by_rank() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        seconds = count_before(of_second)
+        ranks = (iota_like(order) - seconds, seconds)
+        orders = (
+            scatter(size, jnp.where(mine, rank, size), entry, fill=0)
+            for mine, rank, entry, size in zip(own, ranks, entries, sizes, strict=False)
+        )
+        return place_first(ranks), tuple(orders)
+
+    sources, orders = if_all(unique, by_entry, by_rank)
+    placements = tuple(
+        Placement(slots_of, entries_of, unique, order_of)
+        for slots_of, entries_of, order_of in zip(positions, sources, orders, strict=True)
+    )
+    return indices, jnp.sum(starts, dtype=jnp.int32), placements
 
 
-def _placement_of_unique(positions: jax.Array, nse: int) -> Placement:
-    entries = jnp.arange(positions.shape[0], dtype=jnp.int32)
-    return Placement(positions, scatter(nse, positions, entries, fill=positions.shape[0]))
+def _shifted(flags: jax.Array) -> jax.Array:
+    """Each flag's predecessor; false for the first."""
+    return jnp.concatenate([jnp.zeros_like(flags[:1]), flags[:-1]])

@@ -1,13 +1,16 @@
 """Every static check of the arguments and its message: types, ranks, shapes, dtypes. They raise while tracing too."""
 
+import concurrent.futures
 import contextlib
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+T = TypeVar("T")
 
 MOST_ENTRIES = 2**31 - 1
 """Entries are counted and placed in int32."""
@@ -16,6 +19,30 @@ MOST_ENTRIES = 2**31 - 1
 def is_concrete(*trees: Any) -> bool:
     """Whether no leaf of the trees is a tracer, so that its value can be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+@jax.jit
+def _probe() -> jax.Array:
+    return jnp.zeros(())
+
+
+def call_concretely(function: Callable[[], T]) -> T:
+    """`function()`, which computes with concrete arrays, as if outside of any trace.
+
+    While JAX traces, even concrete arrays are staged. `jax.ensure_compile_time_eval` would execute what is traced
+    meanwhile one operation at a time, and compile each of them; in another thread there is no trace.
+    """
+    if not isinstance(_probe(), jax.core.Tracer):
+        return function()
+    wide = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+
+    def call() -> T:
+        with jax.enable_x64(wide), jax.default_device(device):
+            return function()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]:
@@ -71,7 +98,8 @@ def as_array(name: str, array: Any) -> jax.Array:
         return array
     try:
         with evaluate_if_concrete(array):
-            converted = jnp.asarray(array)
+            # `device_put` compiles nothing, `jnp.asarray` a copy for each new shape.
+            converted = jax.device_put(array) if isinstance(array, np.ndarray) else jnp.asarray(array)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must be an array, got {type(array).__name__}") from error
     if is_concrete(array) and jnp.issubdtype(converted.dtype, jnp.integer):
@@ -110,11 +138,7 @@ def as_common_indices(names: Sequence[str], indices: Sequence[Any]) -> tuple[jax
     if not jnp.issubdtype(dtype, jnp.integer):
         dtypes = ", ".join(str(array.dtype) for array in arrays)
         raise TypeError(f"`{'`, `'.join(names)}` must have a common integer dtype, got {dtypes}; cast one of them")
-    converted = []
-    for array in arrays:
-        with evaluate_if_concrete(array):
-            converted.append(array.astype(dtype))
-    return tuple(converted)
+    return tuple(_cast(array, dtype) for array in arrays)
 
 
 def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indices: jax.Array) -> None:
@@ -154,7 +178,15 @@ def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple
                 f"got {array.shape[1:]} and {values[0].shape[1:]}"
             )
     dtype = jnp.result_type(*values)
-    return tuple(array.astype(dtype) for array in values)
+    return tuple(_cast(array, dtype) for array in values)
+
+
+def _cast(array: jax.Array, dtype: Any) -> jax.Array:
+    """The array in another dtype, concrete inside `jit` too if it was; without a call where nothing changes."""
+    if array.dtype == dtype:
+        return array
+    with evaluate_if_concrete(array):
+        return array.astype(dtype)
 
 
 def as_thresh(thresh: Any) -> jax.Array | np.ndarray:

@@ -15,7 +15,9 @@ ROOMS = [
     "_checks",
     "_primitives",
     "_keys",
+    "_buckets",
     "_search",
+    "_merge",
     "_union",
     "_plan",
     "_sparse_add_grad",
@@ -23,7 +25,18 @@ ROOMS = [
     "__init__",
 ]
 RUNTIME = {"jax", "numpy", "jax_sparse_grad"}
-STANDARD = {"__future__", "collections", "contextlib", "dataclasses", "functools", "math", "operator", "typing"}
+STANDARD = {
+    "__future__",
+    "collections",
+    "concurrent",
+    "contextlib",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "math",
+    "operator",
+    "typing",
+}
 
 
 def imports(room):

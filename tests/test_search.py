@@ -21,6 +21,10 @@ def queries_around(rng, rows, shape):
     return rng.permutation(np.concatenate([rows, near, far, [shape]])).astype(np.int32)
 
 
+def search_rows(rows, queries):
+    return _search.with_keys(rows, lambda keys_of: _search.search(keys_of(rows), keys_of(queries)))
+
+
 def expected(rows, queries):
     """Brute force: rank among, and membership in, the rows as Python tuples."""
     table = [tuple(row) for row in rows.tolist()]
@@ -50,7 +54,7 @@ def test_rows_are_found_without_a_shape(rng, shape, wide):
     rows = sorted_rows(rng, shape, 64)
     queries = queries_around(rng, rows, shape)
     with jax.enable_x64(wide):
-        position, found = jax.jit(_search.search_rows)(jnp.asarray(rows), jnp.asarray(queries))
+        position, found = jax.jit(search_rows)(jnp.asarray(rows), jnp.asarray(queries))
     rank, member = expected(rows, queries)
     np.testing.assert_array_equal(found, member)
     np.testing.assert_array_equal(np.asarray(position)[member], np.array(rank)[member])
@@ -59,7 +63,7 @@ def test_rows_are_found_without_a_shape(rng, shape, wide):
 def test_a_row_too_large_for_the_packing_meets_no_other_row():
     rows = jnp.array([[0, 0], [1, 2]])
     queries = jnp.array([[0, 5], [1, 2], [2, -1], [-1, 0]])  # (0, 5) packs like (1, 2) where columns reach 2
-    _, found = _search.search_rows(rows, queries)
+    _, found = search_rows(rows, queries)
     np.testing.assert_array_equal(found, [False, True, False, False])
 
 
@@ -67,7 +71,7 @@ def test_nothing_is_found_among_no_keys():
     none, some = jnp.zeros((0, 2), jnp.int32), jnp.array([[0, 1]])
     for position, found in (
         _search.search(_keys.ravel(none, (3, 3)), _keys.ravel(some, (3, 3))),
-        _search.search_rows(none, some),
+        search_rows(none, some),
     ):
         np.testing.assert_array_equal(position, [0])
         np.testing.assert_array_equal(found, [False])
@@ -77,3 +81,23 @@ def test_padding_is_never_found():
     keys = _keys.ravel(jnp.array([[0, 1], [3, 3]]), (3, 3))
     _, found = _search.search(keys, keys)
     np.testing.assert_array_equal(found, [True, False])
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 500])
+@pytest.mark.parametrize("spread", [1, 40])
+def test_queries_in_order_are_found_between_their_neighbours(rng, count, spread):
+    table = np.arange(0, 1000 * spread, spread, dtype=np.uint32)
+    queries = np.sort(rng.integers(0, 1000 * spread, count).astype(np.uint32))
+    queries[count // 2 :] //= 8  # two gaps of very different width, or no order at all
+    for asked in (queries, np.sort(queries)):
+        position, found = jax.jit(_search.search)((table,), (asked,))
+        np.testing.assert_array_equal(position, np.searchsorted(table, asked))
+        np.testing.assert_array_equal(found, np.isin(asked, table))
+
+
+def test_a_batch_of_searches(rng):
+    table = np.sort(rng.integers(0, 99, (3, 40)).astype(np.uint32), axis=1)
+    queries = rng.integers(0, 99, (3, 70)).astype(np.uint32)
+    queries[0].sort()
+    position, _ = jax.vmap(lambda t, q: _search.search((t,), (q,)))(table, queries)
+    np.testing.assert_array_equal(position, [np.searchsorted(t, q) for t, q in zip(table, queries, strict=True)])

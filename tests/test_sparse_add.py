@@ -268,6 +268,13 @@ class TestThreshold:
         output = jsg.sparse_add(a, [0.3, 5.0, 0.3], (2,), np.array([[1]]), [0.3], (2,), 0.5)
         np.testing.assert_allclose(output.sum_values, [5.0, 0.9], rtol=1e-6)
 
+    def test_concrete_indices_are_checked_under_jit(self):
+        def add(values):
+            return jsg.sparse_add([[0], [4]], values, (3,), [[1]], [1.0], (3,), 0.5).sum_values
+
+        with pytest.raises(ValueError, match=r"`a_indices` must lie in \[0, \(3,\)\), .* row 1 is \[4\]"):
+            jax.jit(add)(jnp.ones(2))
+
     def test_stored_number_of_entries_counts_what_stays(self):
         def add(nse, x=self.x):
             return jsg.sparse_add(self.a, x, self.shape, self.b, self.y, self.shape, 0.75, nse=nse)

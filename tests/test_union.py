@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_sparse_grad import _keys, _union
+from jax_sparse_grad import _union
 from samples import is_entry, random_coo, union_indices
 
 SMALL, LARGE = (6, 7), (2**31 - 1, 2**31 - 1)
@@ -36,11 +36,13 @@ def operands(rng, shape, form, nnz):
 
 @partial(jax.jit, static_argnums=(1, 2))
 def unite(operands, shape, nse):
-    keys, union = _union.unite(tuple(_keys.ravel(rows, shape) for rows in operands), nse, assume_canonical=False)
-    return _keys.unravel(keys, shape, np.dtype(np.int32)), union
+    def explicit(indices, union):
+        return indices, _union.with_orders(union)
+
+    return _union.unite(tuple(operands), shape, nse, None, explicit)
 
 
-def check_placement(placement, rows, slots, shape, restricted=False):
+def check_placement(placement, rows, slots, shape):
     """`positions` names the slot of each row; `sources` a row of each slot, the first in `order` if several."""
     n, m = len(rows), len(slots)
     inside = is_entry(slots, shape)
@@ -49,7 +51,7 @@ def check_placement(placement, rows, slots, shape, restricted=False):
     np.testing.assert_array_equal(np.minimum(placement.positions, m), expected)
     counts = np.bincount(expected, minlength=m + 1)[:m]
     unique = bool(placement.unique) if placement.unique is not None else True
-    assert unique == bool(np.all(counts <= 1)) or restricted
+    assert not unique or bool(np.all(counts <= 1))
     order = np.arange(n) if unique else np.asarray(placement.order)
     np.testing.assert_array_equal(np.sort(order), np.arange(n))
     in_order = expected[order]
@@ -96,7 +98,7 @@ def test_trimmed_tree_keeps_what_is_in_use(rng, form):
     rows = operands(rng, SMALL, form, [5, 6, 7])
     expected = union_indices(*rows, shape=SMALL)
     _, union = unite(rows, SMALL, 3 * LENGTH)
-    trimmed = _union.trim(union, len(expected))
+    trimmed = _union.fit(union, len(expected), iter([LENGTH] * 3))
     inner_slots = union_indices(*rows[:2], shape=SMALL)
     inner = trimmed.children[0]
     check_placement(trimmed.placements[0], inner_slots, expected, SMALL)
@@ -116,15 +118,15 @@ def test_overflow_keeps_the_first_slots_and_the_true_count(rng):
 def test_restriction_drops_slots_and_renumbers_the_rest(rng):
     rows = operands(rng, SMALL, "shuffled duplicates, padding anywhere", [9, 9])
     full = union_indices(*rows, shape=SMALL)
-    _, union = unite(rows, SMALL, len(full))
+    indices, union = unite(rows, SMALL, len(full))
     keep = rng.random(len(full)) < 0.5
-    restricted, former = _union.restrict(union, jnp.asarray(keep), len(full))
+    indices, restricted = _union.restrict(indices, union, jnp.asarray(keep), SMALL, len(full))
     count = int(keep.sum())
     assert int(restricted.nnz) == count
-    np.testing.assert_array_equal(former[:count], np.flatnonzero(keep))
     slots = np.concatenate([full[keep], np.tile([SMALL], (len(full) - count, 1))])
+    np.testing.assert_array_equal(indices, slots)
     for placement, operand in zip(restricted.placements, rows, strict=True):
-        check_placement(placement, operand, slots, SMALL, restricted=True)
+        check_placement(placement, operand, slots, SMALL)
 
 
 @pytest.mark.parametrize("positions", [[0, 2, 4, 5], [4, 0, 9, 2], [1, 1, 0, 1], [9, 3, 9, 3], []])

@@ -1,0 +1,52 @@
+"""Concrete arrays of any length with few compilations: lengths are rounded up to buckets, and cut again afterwards.
+
+A compiled function serves one length. Eager calls come with a new one every time, and compiling costs a thousand times
+what adding does; padding is valid input, so one function serves a whole bucket.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SMALLEST = 2048  # below, a call costs nearly the same at any length
+FINE = 8192  # above, time counts more than compilations: two buckets for each power of two
+SHARED = 16  # operands that are fewer times shorter than the longest share its bucket, lest every pair be compiled
+
+
+def bucket(size: int) -> int:
+    """The least bucket that is not less: at most twice, of long ones one and a half times as long."""
+    power = max(SMALLEST, 1 << (size - 1).bit_length())
+    return power * 3 // 4 if power > FINE and size <= power * 3 // 4 else power
+
+
+def buckets(sizes: Sequence[int]) -> list[int]:
+    """A length for each of the operands of a sum."""
+    longest = bucket(max(sizes))
+    return [longest if size * SHARED > longest else bucket(size) for size in sizes]
+
+
+def resize(array: Any, size: int, fill: object) -> Any:
+    """The first `size` rows of a concrete array, with copies of the row `fill` behind it if there are fewer.
+
+    Where the data is within numpy's reach, a numpy array: numpy does at once what JAX has to compile for each length.
+    """
+    missing = size - array.shape[0]
+    if missing == 0:
+        return array
+    numpy: Any = np if _is_on_host(array) else jnp
+    resized = numpy.asarray(array)[:size]
+    if missing > 0:
+        tail = numpy.broadcast_to(numpy.asarray(fill, array.dtype), (missing, *array.shape[1:]))
+        resized = numpy.concatenate([resized, tail])
+    return resized
+
+
+def _is_on_host(array: Any) -> bool:
+    """Whether the array is where numpy can read it, and new arrays go."""
+    if isinstance(array, np.ndarray):
+        return True
+    default = jax.config.jax_default_device or jax.local_devices()[0]  # type: ignore[attr-defined]
+    return array.devices() == {default} and default.platform == "cpu"

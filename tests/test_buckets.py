@@ -1,0 +1,54 @@
+"""Lengths for which functions are compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_sparse_grad as jsg
+from jax_sparse_grad import _buckets
+from samples import random_coo, to_dense
+
+
+def test_few_buckets_hold_all_sizes():
+    sizes = np.unique(np.concatenate([np.arange(3000), np.geomspace(3000, 2**31 - 1, 5000).astype(int)]))
+    lengths = [_buckets.bucket(int(size)) for size in sizes]
+    assert all(length >= size for length, size in zip(lengths, sizes, strict=True))
+    assert all(length <= 1.5 * size + 1 for length, size in zip(lengths, sizes, strict=True) if size > 8192)
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) < 45
+
+
+def test_operands_share_the_bucket_of_the_longest_unless_they_are_much_shorter():
+    assert _buckets.buckets([9000, 3000]) == [12288, 12288]
+    assert _buckets.buckets([10**6, 100]) == [2**20, 2048]
+
+
+@pytest.mark.parametrize("size", [0, 2, 3, 5])
+def test_resize_cuts_or_fills(size):
+    array = jnp.array([[1, 2], [3, 4], [5, 6]])
+    resized = _buckets.resize(array, size, (7, 8))
+    np.testing.assert_array_equal(resized, np.array([[1, 2], [3, 4], [5, 6], [7, 8], [7, 8]])[:size])
+
+
+def test_arrays_on_another_device_stay_there():
+    array = jax.device_put(jnp.arange(3), jax.devices()[1])
+    assert _buckets.resize(array, 5, 0).devices() == {jax.devices()[1]}
+
+
+def test_eager_calls_of_new_sizes_compile_nothing(rng):
+    def add(count):
+        a, x = random_coo(rng, (40, 50), count)
+        b, y = random_coo(rng, (40, 50), count + 7, shuffled=True)
+        total = jsg.sparse_add(a, x, (40, 50), b, y, (40, 50))
+        jsg.sparse_add_grad(total.sum_values, a, b, total.sum_indices)
+        expected = to_dense(a, x, (40, 50)) + to_dense(b, y, (40, 50))
+        np.testing.assert_array_equal(to_dense(total.sum_indices, total.sum_values, (40, 50)), expected)
+
+    add(100)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        patch.setattr("logging.Logger.warning", lambda self, message, *args: compiled.append(str(message)))
+        for count in (101, 250, 555):
+            add(count)
+    assert not [message for message in compiled if "XLA compilation" in message]
