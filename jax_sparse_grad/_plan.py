@@ -363,7 +363,10 @@ def _linear(
         return tuple(jnp.zeros((size, *x[0].shape[1:]), x[0].dtype) for size in sizes)
 
     def split(rows: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        parts = jnp.split(rows, list(itertools.accumulate([*x_sizes, *y_sizes]))[:-1])
+        sizes = [*x_sizes, *y_sizes]
+        ends = itertools.accumulate(sizes)
+        # Not by `jnp.split`, whose transpose fails under `shard_map` in jax 0.8.
+        parts = [lax.slice_in_dim(rows, end - size, end) for size, end in zip(sizes, ends, strict=True)]
         return tuple(parts[: len(x)]), tuple(parts[len(x) :])
 
     solved = lax.custom_linear_solve(
