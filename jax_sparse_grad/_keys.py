@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._primitives import all_true
+from jax_sparse_grad._primitives import all_true, at
 
 Keys = tuple[jax.Array, ...]
 """The words of n keys, most significant first: unsigned arrays `[n]`."""
@@ -150,6 +150,11 @@ def count_entries(canonical_keys: Keys) -> jax.Array:
     """The number of entries before the padding (a scalar int32); found by halving, which beats a sum over all."""
     first = canonical_keys[0]
     return jnp.searchsorted(first, all_ones(first.dtype)).astype(jnp.int32)
+
+
+def key_at(keys: Keys, index: jax.Array) -> Keys:
+    """The keys at an index; any key where it is out of bounds."""
+    return tuple(at(word, index) for word in keys)
 
 
 def is_less(a: Keys, b: Keys) -> jax.Array:

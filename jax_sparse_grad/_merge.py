@@ -41,7 +41,7 @@ from jax import lax
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._keys import Keys
-from jax_sparse_grad._primitives import at, in_all_batches, materialise, scatter
+from jax_sparse_grad._primitives import at, furthest, in_all_batches, materialise, scatter
 
 TILE = 32  # inputs in a tile, and outputs in a word
 COARSE_TILE = 512  # the search along diagonals goes in two strides; 256 ... 1024 are alike
@@ -168,7 +168,7 @@ def _split(a: Keys, b: Keys) -> _Tiles:
     low, high = jnp.maximum(a_before, a_after - (d_after - d)), jnp.minimum(a_after, a_before + (d - d_before))
     a_begin = _cross(a, b, d, low, high, (COARSE_TILE // 2).bit_length())
     b_begin = d - a_begin
-    shared = _keys.is_equal(_key_at(a, a_begin - 1), _key_at(b, b_begin))
+    shared = _keys.is_equal(_keys.key_at(a, a_begin - 1), _keys.key_at(b, b_begin))
     divided = (a_begin > 0) & (b_begin < b_count) & shared
     b_begin += divided.astype(jnp.int32)
     a_end, b_end = (jnp.append(begin[1:], end) for begin, end in ((a_begin, a_count), (b_begin, b_count)))
@@ -180,15 +180,7 @@ def _cross(a: Keys, b: Keys, diagonal: jax.Array, low: jax.Array, high: jax.Arra
 
     It is the largest i for which entry i - 1 of a does not exceed entry d - i of b.
     """
-
-    def halve(round_: jax.Array, i: jax.Array) -> jax.Array:
-        proposed = i + (jnp.int32(1) << (rounds - 1 - round_).astype(jnp.int32))
-        within = proposed <= high
-        proposed = jnp.minimum(proposed, high)
-        last_a, next_b = _key_at(a, proposed - 1), _key_at(b, diagonal - proposed)
-        return jnp.where(within & ~_keys.is_less(next_b, last_a), proposed, i)
-
-    return lax.fori_loop(0, rounds, halve, low)
+    return furthest(lambda i: ~_keys.is_less(_keys.key_at(b, diagonal - i), _keys.key_at(a, i - 1)), low, high, rounds)
 
 
 def _walk(a: Keys, b: Keys, tiles: _Tiles) -> tuple[jax.Array, jax.Array]:
@@ -196,7 +188,7 @@ def _walk(a: Keys, b: Keys, tiles: _Tiles) -> tuple[jax.Array, jax.Array]:
 
     def step(k: jax.Array, code: jax.Array, a_begin: jax.Array, b_begin: jax.Array) -> jax.Array:
         i, j = a_begin + _count_bits(code & _FROM_A), b_begin + _count_bits(code & _FROM_B)
-        x, y = _key_at(a, i), _key_at(b, j)
+        x, y = _keys.key_at(a, i), _keys.key_at(b, j)
         a_left, b_left = i < tiles.a_end, j < tiles.b_end
         from_a = a_left & ~(b_left & _keys.is_less(y, x))
         from_b = b_left & ~(a_left & _keys.is_less(x, y))
@@ -260,10 +252,6 @@ def _expand(bitmap: Bitmap, width: int = 1) -> tuple[jax.Array, jax.Array]:
     words, ranks = bitmap.words[:, None], bitmap.ranks[:, None]
     bit = np.uint32(1) << (_places(words.shape[0], TILE * width) // np.uint32(width))
     return ranks + _count_bits(words & (bit - np.uint32(1))), (words & bit) != 0
-
-
-def _key_at(keys: Keys, index: jax.Array) -> Keys:
-    return tuple(at(word, index) for word in keys)
 
 
 def _count_bits(words: jax.Array) -> jax.Array:

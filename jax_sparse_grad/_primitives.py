@@ -108,6 +108,23 @@ def if_all(flag: jax.Array, fast: Callable[..., T], general: Callable[..., T], *
     return lax.cond(in_all_batches(flag), fast, general, *operands)
 
 
+def furthest(
+    holds: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array, rounds: int | jax.Array
+) -> jax.Array:
+    """The largest number in `low ... high` for which a condition holds that is true up to there, and of `low`.
+
+    By halving steps, of which `rounds` are enough if `high - low < 2**rounds`. The condition is also asked of numbers
+    out of these bounds; what it says there does not count.
+    """
+
+    def halve(round_: jax.Array, position: jax.Array) -> jax.Array:
+        proposed = position + (jnp.int32(1) << (rounds - 1 - round_).astype(jnp.int32))
+        within = (proposed <= high) & (proposed > position)  # the sum may wrap round
+        return jnp.where(within & holds(proposed), proposed, position)
+
+    return lax.fori_loop(0, rounds, halve, low)
+
+
 def materialise(tree: T) -> T:
     """The same arrays, not to be computed anew by each consumer; the first one must not be empty.
 
