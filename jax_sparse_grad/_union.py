@@ -18,7 +18,6 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._buckets import resize
@@ -168,9 +167,9 @@ def placement_of(positions: jax.Array, nse: int) -> Placement:
         return sources, entries
 
     def sort() -> tuple[jax.Array, jax.Array]:
-        slots, order = lax.sort((positions, entries), num_keys=1)
+        (slots,), order = _keys.sort((positions.astype(jnp.uint32),))
         starts = jnp.concatenate([jnp.ones(min(1, size), bool), slots[1:] != slots[:-1]])
-        first = scatter(nse, jnp.where(starts, slots, nse), entries, fill=size)
+        first = scatter(nse, jnp.where(starts, slots, nse).astype(jnp.int32), entries, fill=size)
         return jnp.where(unique, sources, first), order
 
     sources, order = if_all(unique, already_unique, sort)
