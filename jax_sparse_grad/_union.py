@@ -96,13 +96,18 @@ def unite(
 
 
 def with_orders(union: Union) -> Union:
-    """The same node with `unique` and `order` for every operand, also where their keys were in order."""
+    """The same node with `unique` and `order` for every operand, also where their keys were in order.
+
+    A node whose children are unions themselves is left as it is: those are always in order.
+    """
 
     def complete(placement: Placement) -> Placement:
         if placement.unique is not None:
             return placement
         return placement._replace(unique=jnp.ones_like(union.nnz, bool), order=iota_like(placement.positions))
 
+    if None not in union.children:
+        return union
     return union._replace(placements=tuple(map(complete, union.placements)))
 
 
