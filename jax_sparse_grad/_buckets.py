@@ -28,19 +28,20 @@ def buckets(sizes: Sequence[int]) -> list[int]:
     return [longest if size * SHARED > longest else bucket(size) for size in sizes]
 
 
-def resize(array: Any, size: int, fill: object) -> Any:
-    """The first `size` rows of a concrete array, with copies of the row `fill` behind it if there are fewer.
+def resize(array: Any, size: int, fill: object, axis: int = 0) -> Any:
+    """The first `size` rows of a concrete array along an axis, with rows `fill` behind them if there are fewer.
 
     Where the data is within numpy's reach, a numpy array: numpy does at once what JAX has to compile for each length.
     """
-    missing = size - array.shape[0]
+    missing = size - array.shape[axis]
     if missing == 0:
         return array
     numpy: Any = np if _is_on_host(array) else jnp
-    resized = numpy.asarray(array)[:size]
+    resized = numpy.asarray(array)[(slice(None),) * axis + (slice(size),)]
     if missing > 0:
-        tail = numpy.broadcast_to(numpy.asarray(fill, array.dtype), (missing, *array.shape[1:]))
-        resized = numpy.concatenate([resized, tail])
+        tail_shape = (*array.shape[:axis], missing, *array.shape[axis + 1 :])
+        tail = numpy.broadcast_to(numpy.asarray(fill, array.dtype), tail_shape)
+        resized = numpy.concatenate([resized, tail], axis)
     return resized
 
 

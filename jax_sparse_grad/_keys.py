@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._primitives import all_true, at
+from jax_sparse_grad._primitives import all_true, at, map_batches
 
 Keys = tuple[jax.Array, ...]
 """The words of n keys, most significant first: unsigned arrays `[n]`."""
@@ -86,17 +86,25 @@ def guard_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> 
 
 @partial(jax.jit, static_argnums=1)
 def _facts(operands: tuple[jax.Array, ...], shape: tuple[int, ...]) -> jax.Array:
-    valid = [all_true(~_is_bad(rows, shape)) for rows in operands]
-    canonical = [is_canonical(ravel(rows, shape)) for rows in operands]
-    return jnp.stack([functools.reduce(jnp.logical_and, flags) for flags in (valid, canonical)])
+    def facts(*operands: jax.Array) -> jax.Array:
+        valid = [all_true(~_is_bad(rows, shape)) for rows in operands]
+        canonical = [is_canonical(ravel(rows, shape)) for rows in operands]
+        return jnp.stack([functools.reduce(jnp.logical_and, flags) for flags in (valid, canonical)])
+
+    n_batch = operands[0].ndim - 2
+    return jnp.all(map_batches(facts, n_batch)(*operands), axis=range(n_batch))
 
 
 def guard_concrete(names: Sequence[str], operands: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
-    """Whether all of the concrete operands are canonical, on the condition that their rows are entries or padding."""
+    """Whether all of the concrete operands are canonical, on the condition that their rows are entries or padding.
+
+    They may be batched: `[*batch, nnz, ndims]`.
+    """
     valid, canonical = np.asarray(_facts(operands, shape))  # one call, one look
     if not valid:
         for name, rows in zip(names, operands, strict=True):
-            guard_rows(name, rows, shape)
+            for batch in np.ndindex(rows.shape[:-2]):
+                guard_rows(name + "".join(f"[{index}]" for index in batch), rows[batch], shape)
     return bool(canonical)
 
 

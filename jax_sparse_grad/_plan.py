@@ -1,27 +1,20 @@
-"""The numeric phase: values through a union that was made once.
-
-`add_values` carries the values of all operands to the slots of the sum, `pick_values` takes a cotangent from there back
-to the entries of the operands. Each is the other's transpose, and both are gathers.
-"""
+"""Plans: the symbolic phase once, the numeric phase as often as wanted."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from jax_sparse_grad import _buckets, _keys, _union, _validation
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._primitives import gather, if_all, iota_like, vary_alike
-from jax_sparse_grad._union import Placement, Union
+from jax_sparse_grad._numeric import add_values
+from jax_sparse_grad._primitives import map_batches
+from jax_sparse_grad._union import Union, entry_counts
 
 T = TypeVar("T")
 
@@ -85,7 +78,7 @@ class SparseAddPlan:
 
         Linear in the values, under every JAX transformation; the derivative only gathers.
         """
-        sizes = _sizes(self.union)
+        sizes = entry_counts(self.union)
         if self.nnz.ndim:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
         if len(values) != len(sizes):
@@ -134,74 +127,50 @@ def plan_sparse_add(*indices: Any, shape: Any, nse: Any = None, assume_canonical
     """
     if not indices:
         raise ValueError("`indices` must be given for at least one operand")
-    names = [f"indices[{k}]" for k in range(len(indices))]
+    names = tuple(f"indices[{k}]" for k in range(len(indices)))
     arrays = _validation.as_common_indices(names, indices)
     size = _validation.as_shape("shape", shape)
     _validation.check_shape_fits("shape", size, names[0], arrays[0])
-    return make_plan(
-        names, arrays, size, _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical)
-    )
+    flag = _validation.as_flag("assume_canonical", assume_canonical)
+    return make_plan(Request(names, size, _validation.as_nse(nse), flag), arrays)
 
 
-def make_plan(
-    names: Sequence[str],
-    indices: tuple[jax.Array, ...],
-    shape: tuple[int, ...],
-    nse: int | None,
-    assume_canonical: bool,
-) -> SparseAddPlan:
-    """`plan_sparse_add` for arguments that were checked; `names` are those of the indices in messages."""
+class Request(NamedTuple):
+    """What is asked of a sum, beside its data; checked, and static.
+
+    names: of the operands' indices, in messages.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    nse: int | None
+    assume_canonical: bool
+
+
+def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
+    """The plan of indices `[*batch, nnz_k, ndims]`; one for each batch, but a single one along axes of length 1."""
     if _validation.is_concrete(indices):
-        return _validation.call_concretely(lambda: _make_concrete(names, indices, shape, nse, assume_canonical))
-    indices = guard_indices(names, indices, shape, assume_canonical)
-    bound = sum(rows.shape[0] for rows in indices)
-    plan = _unite(indices, shape, bound if nse is None else nse, assume_canonical or None, assume_canonical)
-    return plan if nse is None else guard_nse(plan, plan.nnz, nse, bound)
+        return _validation.call_concretely(lambda: _make_concrete(request, indices))
+    return map_batches(lambda *rows: _make_traced(request, rows), n_batch_of(indices))(*indices)
 
 
-def _make_concrete(
-    names: Sequence[str],
-    indices: tuple[jax.Array, ...],
-    shape: tuple[int, ...],
-    nse: int | None,
-    assume_canonical: bool,
-) -> SparseAddPlan:
+def _make_traced(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
+    indices = guard_indices(request, indices)
+    bound = count_rows(indices)
+    nse = bound if request.nse is None else request.nse
+    plan = _unite(indices, request.shape, nse, request.assume_canonical or None, request.assume_canonical)
+    return guard_nse(plan, plan.nnz, nse, bound)
+
+
+def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
     """The plan of concrete indices: at the exact size, by functions that are compiled for few sizes."""
-    sizes = [rows.shape[0] for rows in indices]
-    padded = pad_indices(indices, shape)
-    canonical: bool | None = _keys.guard_concrete(names, padded, shape) or assume_canonical
-    if len(padded) > 2 and not canonical:
-        canonical = None  # some may be
-    plan = _unite(padded, shape, sum(rows.shape[0] for rows in padded), canonical, assume_canonical)
-    nse = int(plan.nnz) if nse is None else nse
-    guard_nse((), plan.nnz, nse, sum(sizes))
-    union = _union.fit(plan.union, nse, iter(sizes))
-    return SparseAddPlan(jnp.asarray(_buckets.resize(plan.indices, nse, shape)), union, shape, nse)
-
-
-def guard_indices(
-    names: Sequence[str], indices: tuple[jax.Array, ...], shape: tuple[int, ...], assume_canonical: bool
-) -> tuple[jax.Array, ...]:
-    """The same traced indices, on the condition that they are what the caller says."""
-    indices = tuple(_keys.guard_rows(name, rows, shape) for name, rows in zip(names, indices, strict=True))
-    if assume_canonical:
-        return tuple(_keys.guard_canonical(name, rows, shape) for name, rows in zip(names, indices, strict=True))
-    return indices
-
-
-def guard_nse(tree: T, nnz: jax.Array, nse: int, bound: int) -> T:
-    """The same arrays, on the condition that `nnz` entries, at most `bound`, fit `nse`."""
-    if nse >= bound:
-        return tree
-    message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {nse}"
-    return guard(tree, nnz <= nse, message, nnz=nnz)
-
-
-def pad_indices(indices: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Concrete indices padded to lengths for which little is compiled."""
-    sizes = [rows.shape[0] for rows in indices]
-    lengths = _buckets.buckets(sizes) if shape else sizes  # a scalar tensor has no padding
-    return tuple(_buckets.resize(rows, length, shape) for rows, length in zip(indices, lengths, strict=True))
+    padded = pad_indices(indices, request.shape)
+    canonical = known_canonical(request, padded)
+    plan = _unite(padded, request.shape, count_rows(padded), canonical, request.assume_canonical)
+    nse = exact_nse(request, plan.nnz, indices)
+    union = _union.fit(plan.union, nse, (rows.shape[-2] for rows in indices))
+    fitted = _buckets.resize(plan.indices, nse, request.shape, n_batch_of(indices))
+    return SparseAddPlan(jnp.asarray(fitted), union, request.shape, nse)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -212,167 +181,81 @@ def _unite(
         # The same structure whatever the order is found to be, lest a loop that makes plans not carry one.
         return SparseAddPlan(indices, union if promised else _union.with_orders(union), shape, nse)
 
-    return _union.unite(operands, shape, nse, canonical, make)
+    def unite(*operands: jax.Array) -> SparseAddPlan:
+        return _union.unite(operands, shape, nse, canonical, make)
+
+    return map_batches(unite, n_batch_of(operands))(*operands)
 
 
-@jax.jit
-def add_values(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
-    """The sum of values of one dtype, `[nse, *dense]`."""
-    (total,) = _linear(_add, _pick, union, values, [union.placements[0].sources.shape[0]])
-    return total
+def add_in_buckets(
+    add: Callable[..., tuple[jax.Array, ...]],
+    request: Request,
+    indices: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """The indices and values of a sum of concrete tensors: at the exact size, by functions compiled for few sizes.
 
-
-@jax.jit
-def pick_values(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...]:
-    """The transpose of `add_values`: for each entry of each operand the cotangent of its slot; 0 if it has none."""
-    return _linear(_pick, _add, union, (cotangent,), _sizes(union))
-
-
-def _add(union: Union, values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    operands = iter(values)
-    return (_poison_overflow(union, _add_node(union, operands)),)
-
-
-def _add_node(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
-    children = tuple(next(operands) if child is None else _add_node(child, operands) for child in union.children)
-
-    def add(children: tuple[jax.Array, ...]) -> jax.Array:
-        placed = [
-            _place(placement, union.nnz, values) for placement, values in zip(union.placements, children, strict=True)
-        ]
-        return functools.reduce(jnp.add, placed)
-
-    def sum_duplicates_first(children: tuple[jax.Array, ...]) -> jax.Array:
-        return add(tuple(map(_sum_duplicates, union.placements, children)))
-
-    flags = [placement.unique for placement in union.placements if placement.unique is not None]
-    if not flags:
-        return add(children)
-    return if_all(functools.reduce(jnp.logical_and, flags), add, sum_duplicates_first, children)
-
-
-def _place(placement: Placement, nnz: jax.Array, values: jax.Array) -> jax.Array:
-    """The values of a child without duplicates in the slots of its parent, of which `nnz` are in use."""
-    slots = iota_like(placement.sources)
-    # x + -0.0 is x for every x, x + 0.0 is not (for -0.0): an entry without a partner must arrive bit for bit.
-    absent = jnp.where(slots < nnz, _negative_zero(values.dtype), np.zeros((), values.dtype))
-    return gather(values, placement.sources, absent)
-
-
-def _pick(union: Union, cotangents: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return tuple(_pick_node(union, _poison_overflow(union, *cotangents)))
-
-
-def _pick_node(union: Union, cotangent: jax.Array) -> Iterator[jax.Array]:
-    for child, placement in zip(union.children, union.placements, strict=True):
-        picked = gather(cotangent, placement.positions, 0)
-        if child is None:
-            yield picked
-        else:
-            yield from _pick_node(child, picked)
-
-
-def _poison_overflow(union: Union, values: jax.Array) -> jax.Array:
-    """`values`, or the fill value of `jnp.take(mode="fill")` throughout if the union has more entries than slots.
-
-    Counted as a linear map that is its own transpose, so that tangents and cotangents are poisoned too.
+    `add(indices, values, nse, canonical)` gives indices, values and the true number of entries of a sum; `canonical` as
+    for `_union.unite`.
     """
-    return _poison(union.nnz > values.shape[0], values) if _may_overflow(union) else values
-
-
-def _poison(overflow: jax.Array, values: jax.Array) -> jax.Array:
-    dtype = values.dtype
-    if jnp.issubdtype(dtype, jnp.inexact):
-        fill = np.asarray(np.nan, dtype)
-    else:
-        limits = jnp.iinfo(dtype)
-        fill = np.asarray(limits.min if jnp.issubdtype(dtype, jnp.signedinteger) else limits.max, dtype)
-    return jnp.where(overflow, fill, values)
-
-
-def _negative_zero(dtype: np.dtype) -> np.ndarray:
-    """What changes no number it is added to (for integers 0)."""
-    return -np.zeros((), dtype)
-
-
-def _may_overflow(union: Union) -> bool:
-    return union.placements[0].sources.shape[0] < sum(_sizes(union))
-
-
-def _sizes(union: Union) -> list[int]:
-    """The number of entries of each operand."""
-    sizes = []
-    for child, placement in zip(union.children, union.placements, strict=True):
-        sizes += [placement.positions.shape[-1]] if child is None else _sizes(child)
-    return sizes
-
-
-def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:
-    """Values of which those at `placement.sources` are complete sums."""
-    if placement.order is None:
-        return values
-    nse = placement.sources.shape[0]
-    runs = gather(placement.positions, placement.order, fill=nse)
-    return _sum_runs(gather(values, placement.order, fill=0), runs, runs < nse)
-
-
-def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Array:
-    """Sum neighbours with equal `runs`, so that the first of them holds the whole; gathers only, no atomic additions.
-
-    After round r entry i holds the sum of the entries i ... i + 2**r - 1 of its run. Rounds end with the longest run:
-    there are none if all runs have length one, and the additions form a balanced tree, the same on every device.
-    """
-    size = values.shape[0]
-    entries = jnp.arange(size, dtype=jnp.uint32)  # an entry plus a step must not wrap round
-
-    def partners(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        partner = entries + step
-        return partner, counted & (gather(runs, partner, fill=-1) == runs)
-
-    def add_partner(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        step, values = carry
-        partner, same_run = partners(step)
-        return 2 * step, values + gather(values, jnp.where(same_run, partner, size), _negative_zero(values.dtype))
-
-    start = (jnp.uint32(1), values)
-    return lax.while_loop(lambda carry: jnp.any(partners(carry[0])[1]), add_partner, start)[1]
-
-
-def _linear(
-    apply: Callable[[Union, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
-    transpose: Callable[[Union, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
-    union: Union,
-    x: tuple[jax.Array, ...],
-    y_sizes: Sequence[int],
-) -> tuple[jax.Array, ...]:
-    """`apply(union, x)`, arrays of `y_sizes` rows: linear in x, with the given transpose, under every transformation.
-
-    `custom_vjp` would bar forward mode, and nothing else in JAX lets a transpose be named and be batched but
-    `lax.custom_linear_solve`: its `solve` is any linear map of a space to itself whose transpose is `transpose_solve`
-    (`matvec`, here the identity, would matter only if it depended on differentiated values). The space here is that of
-    the rows of x and y together, and the map takes (x, y) to (0, A x); so its transpose takes (x, y) to (A^T y, 0).
-    XLA removes what is put together and taken apart again. (In one array, since the solve fails if only some of several
-    have a tangent.)
-    """
-    if not jnp.issubdtype(x[0].dtype, jnp.inexact):
-        return apply(union, x)
-    union, x = vary_alike((union, x))
-    x_sizes = [part.shape[0] for part in x]
-
-    def zeros(sizes: Sequence[int]) -> tuple[jax.Array, ...]:
-        return tuple(jnp.zeros((size, *x[0].shape[1:]), x[0].dtype) for size in sizes)
-
-    def split(rows: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        sizes = [*x_sizes, *y_sizes]
-        ends = itertools.accumulate(sizes)
-        # Not by `jnp.split`, whose transpose fails under `shard_map` in jax 0.8.
-        parts = [lax.slice_in_dim(rows, end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        return tuple(parts[: len(x)]), tuple(parts[len(x) :])
-
-    solved = lax.custom_linear_solve(
-        lambda b: b,
-        jnp.concatenate([*x, *zeros(y_sizes)]),
-        solve=lambda _, b: jnp.concatenate([*zeros(x_sizes), *apply(union, split(b)[0])]),
-        transpose_solve=lambda _, c: jnp.concatenate([*transpose(union, split(c)[1]), *zeros(y_sizes)]),
+    axis = n_batch_of(indices)
+    padded = pad_indices(indices, request.shape)
+    padded_values = tuple(
+        _buckets.resize(array, rows.shape[-2], 0, axis) for array, rows in zip(values, padded, strict=True)
     )
-    return split(solved)[1]
+    canonical = known_canonical(request, padded)
+    sum_indices, sum_values, nnz = add(padded, padded_values, count_rows(padded), canonical)
+    nse = exact_nse(request, nnz, indices)
+    resized = _buckets.resize(sum_indices, nse, request.shape, axis), _buckets.resize(sum_values, nse, 0, axis)
+    fitted: tuple[jax.Array, jax.Array] = jax.device_put(resized)
+    return fitted
+
+
+def n_batch_of(indices: tuple[jax.Array, ...]) -> int:
+    """The number of batch dimensions of indices `[*batch, nnz, ndims]`."""
+    return indices[0].ndim - 2
+
+
+def count_rows(indices: tuple[jax.Array, ...]) -> int:
+    """The number of rows of all operands together: no sum has more entries."""
+    return sum(rows.shape[-2] for rows in indices)
+
+
+def pad_indices(indices: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """Concrete indices padded to lengths for which little is compiled."""
+    sizes = [rows.shape[-2] for rows in indices]
+    lengths = _buckets.buckets(sizes) if shape else sizes  # a scalar tensor has no padding
+    axis = n_batch_of(indices)
+    return tuple(_buckets.resize(rows, length, shape, axis) for rows, length in zip(indices, lengths, strict=True))
+
+
+def known_canonical(request: Request, indices: tuple[jax.Array, ...]) -> bool | None:
+    """Whether concrete operands are canonical; None if not all are, but some of more than two may be."""
+    if _keys.guard_concrete(request.names, indices, request.shape) or request.assume_canonical:
+        return True
+    return None if len(indices) > 2 else False
+
+
+def exact_nse(request: Request, nnz: jax.Array, indices: tuple[jax.Array, ...]) -> int:
+    """The number of entries that a concrete sum stores: what was asked for, or as many as there are."""
+    most = _union.most_entries(nnz)
+    nse = most if request.nse is None else request.nse
+    guard_nse((), jnp.int32(most), nse, count_rows(indices))
+    return nse
+
+
+def guard_indices(request: Request, indices: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The same traced indices, on the condition that they are what the caller says."""
+    names, shape = request.names, request.shape
+    indices = tuple(_keys.guard_rows(name, rows, shape) for name, rows in zip(names, indices, strict=True))
+    if request.assume_canonical:
+        return tuple(_keys.guard_canonical(name, rows, shape) for name, rows in zip(names, indices, strict=True))
+    return indices
+
+
+def guard_nse(tree: T, nnz: jax.Array, nse: int, bound: int) -> T:
+    """The same arrays, on the condition that `nnz` entries, at most `bound`, fit `nse`."""
+    if nse >= bound:
+        return tree
+    message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {nse}"
+    return guard(tree, nnz <= nse, message, nnz=nnz)

@@ -84,13 +84,16 @@ def largest_of(numbers: jax.Array) -> jax.Array:
 
 @jax.custom_batching.custom_vmap
 def largest_in_batches(number: jax.Array) -> jax.Array:
-    """The scalar, or under `vmap` the largest in the whole batch: one answer, by which a loop or a branch may go."""
+    """The scalar, or under `vmap` the largest in the whole batch: one answer, by which a loop or a branch may go.
+
+    Not of negative numbers: in an empty batch, it is 0.
+    """
     return number
 
 
 @largest_in_batches.def_vmap
 def _largest_in_batches_vmap(_axis_size: int, _in_batched: list[bool], number: jax.Array) -> tuple[jax.Array, bool]:
-    return largest_in_batches(jnp.max(number)), False
+    return largest_in_batches(jnp.max(number, initial=number.dtype.type(0))), False
 
 
 def in_all_batches(flag: jax.Array) -> jax.Array:
@@ -106,6 +109,33 @@ def if_all(flag: jax.Array, fast: Callable[..., T], general: Callable[..., T], *
     batch with at least one general case in it pays for it.
     """
     return lax.cond(in_all_batches(flag), fast, general, *operands)
+
+
+def map_batches(function: Callable[..., T], n_batch: int) -> Callable[..., T]:
+    """`function` mapped over `n_batch` leading axes of all arrays in its arguments.
+
+    As in BCOO, arrays whose axis has length 1 are shared by the whole batch; where that is so for all of them, it is so
+    for the results: the work is done once.
+    """
+    for _ in range(n_batch):
+        function = _map_batch(function)
+    return function
+
+
+def _map_batch(function: Callable[..., T]) -> Callable[..., T]:
+    def mapped(*arguments: object) -> T:
+        leaves, treedef = jax.tree.flatten(arguments)
+        shared = [leaf.shape[0] == 1 for leaf in leaves]
+        leaves = [leaf.reshape(leaf.shape[1:]) if each else leaf for leaf, each in zip(leaves, shared, strict=True)]
+
+        def call(*leaves: jax.Array) -> T:
+            return function(*jax.tree.unflatten(treedef, leaves))
+
+        if all(shared):
+            return jax.tree.map(lambda leaf: leaf[None], call(*leaves))
+        return jax.vmap(call, [None if each else 0 for each in shared])(*leaves)
+
+    return mapped
 
 
 def furthest(

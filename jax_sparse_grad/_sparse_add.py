@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad import _keys, _union, _validation
-from jax_sparse_grad._buckets import resize
+from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._plan import (
+    Request,
     SparseAddPlan,
-    add_values,
+    add_in_buckets,
+    count_rows,
     guard_indices,
     guard_nse,
     make_plan,
-    pad_indices,
 )
 from jax_sparse_grad._primitives import vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
@@ -124,41 +125,25 @@ def sparse_add(
     assume_canonical = _validation.as_flag("assume_canonical", assume_canonical)
 
     values = (a_values, b_values)
+    request = Request(names, shape, size, assume_canonical)
     if _validation.is_concrete(indices, values, limit):
-        arguments = names, indices, values, shape, limit, size, assume_canonical
-        return _validation.call_concretely(lambda: _add_concrete(*arguments))
+
+        def add(indices: Any, values: Any, nse: int, canonical: bool | None) -> tuple[jax.Array, ...]:
+            return _sum(_Form(shape, nse, canonical), indices, values, limit)
+
+        fitted = _validation.call_concretely(lambda: add_in_buckets(add, request, indices, values))
+        return SparseAddOutput(*fitted, shape)
     if _validation.is_concrete(indices):
         if limit is None:
-            plan = make_plan(names, indices, shape, size, assume_canonical)
+            plan = make_plan(request, indices)
             sum_indices, sum_values, _ = _sum(_Form(shape, plan.nse, None), plan, values, None)
             return SparseAddOutput(sum_indices, sum_values, shape)
         _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, shape))
-    indices = guard_indices(names, indices, shape, assume_canonical)
-    bound = sum(rows.shape[0] for rows in indices)
+    indices = guard_indices(request, indices)
+    bound = count_rows(indices)
     form = _Form(shape, bound if size is None else size, assume_canonical or None)
     sum_indices, sum_values, nnz = _sum(form, indices, values, limit)
     return SparseAddOutput(guard_nse(sum_indices, nnz, form.nse, bound), sum_values, shape)
-
-
-def _add_concrete(
-    names: tuple[str, str],
-    indices: tuple[jax.Array, ...],
-    values: tuple[jax.Array, ...],
-    shape: tuple[int, ...],
-    limit: Any,
-    nse: int | None,
-    assume_canonical: bool,
-) -> SparseAddOutput:
-    """The sum of concrete tensors: at the exact size, by functions that are compiled for few sizes."""
-    padded = pad_indices(indices, shape)
-    padded_values = tuple(resize(array, rows.shape[0], 0) for array, rows in zip(values, padded, strict=True))
-    canonical = _keys.guard_concrete(names, padded, shape) or assume_canonical
-    form = _Form(shape, sum(rows.shape[0] for rows in padded), canonical)
-    sum_indices, sum_values, nnz = _sum(form, padded, padded_values, limit)
-    size = int(nnz) if nse is None else nse
-    guard_nse((), nnz, size, sum(rows.shape[0] for rows in indices))
-    fitted = jax.device_put((resize(sum_indices, size, shape), resize(sum_values, size, 0)))
-    return SparseAddOutput(fitted[0], fitted[1], shape)
 
 
 class _Form(NamedTuple):

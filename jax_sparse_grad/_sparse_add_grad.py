@@ -14,7 +14,7 @@ from jax_sparse_grad import _keys, _validation
 from jax_sparse_grad._buckets import buckets, resize
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._keys import Keys
-from jax_sparse_grad._plan import pick_values
+from jax_sparse_grad._numeric import pick_values
 from jax_sparse_grad._primitives import materialise, vary_alike
 from jax_sparse_grad._search import search, with_keys
 from jax_sparse_grad._union import Placement, Union, placement_of

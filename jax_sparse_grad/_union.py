@@ -120,18 +120,33 @@ def _subtree(
     return unite(operands, shape, nse, canonical, lambda indices, union: (indices, with_orders(union)))
 
 
+def entry_counts(union: Union) -> list[int]:
+    """The number of entries of each operand."""
+    sizes = []
+    for child, placement in zip(union.children, union.placements, strict=True):
+        sizes += [placement.positions.shape[-1]] if child is None else entry_counts(child)
+    return sizes
+
+
+def most_entries(nnz: jax.Array) -> int:
+    """The largest of the concrete numbers of entries in a batch."""
+    return int(np.max(np.asarray(nnz), initial=0))
+
+
 def fit(union: Union, nse: int, sizes: Iterator[int]) -> Union:
     """The same tree with `nse` slots at its root, `nnz` at every inner node and `sizes` entries at its leaves.
 
-    All concrete; slots and entries that go hold nothing.
+    All concrete; slots and entries that go hold nothing. A batch of trees keeps the room that its largest needs.
     """
+    axis = np.ndim(union.nnz)
 
     def fit_child(child: Union | None, placement: Placement) -> tuple[Union | None, Placement]:
-        size = next(sizes) if child is None else int(child.nnz)
+        size = next(sizes) if child is None else most_entries(child.nnz)
+        former_size = placement.positions.shape[-1]
         fitted = placement._replace(
-            positions=jnp.asarray(resize(placement.positions, size, 0)),
-            sources=jnp.asarray(resize(placement.sources, nse, placement.positions.shape[0])),
-            order=None if placement.order is None else jnp.asarray(resize(placement.order, size, 0)),
+            positions=jnp.asarray(resize(placement.positions, size, 0, axis)),
+            sources=jnp.asarray(resize(placement.sources, nse, former_size, axis)),
+            order=None if placement.order is None else jnp.asarray(resize(placement.order, size, 0, axis)),
         )
         return None if child is None else fit(child, size, sizes), fitted
 

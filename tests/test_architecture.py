@@ -19,6 +19,7 @@ ROOMS = [
     "_search",
     "_merge",
     "_union",
+    "_numeric",
     "_plan",
     "_sparse_add_grad",
     "_sparse_add",

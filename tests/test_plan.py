@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import jax_sparse_grad as jsg
-from jax_sparse_grad import _plan
 from samples import at_rows, is_entry, random_coo, random_values, to_dense, union_indices
 
 SHAPE = (6, 7)
@@ -156,18 +155,6 @@ def test_the_promise_of_canonical_input_leaves_no_sort_and_no_conditional(rng):
     assert ["stablehlo.sort" in text for text in texts] == [True, False]
     assert ["stablehlo.case" in text for text in texts] == [True, False]
     chex.assert_trees_all_equal(add(a, b, x, y, True), add(a, b, x, y, False))
-
-
-def test_runs_are_summed_by_halves():
-    """The plain reference: a loop over the runs."""
-    rng = np.random.default_rng(0)
-    runs = np.sort(rng.integers(0, 9, 50))
-    values = random_values(rng, (50, 2))
-    summed = _plan._sum_runs(jnp.asarray(values), jnp.asarray(runs), jnp.asarray(runs < 8))
-    for run in range(8):
-        where = np.flatnonzero(runs == run)
-        np.testing.assert_array_equal(np.asarray(summed)[where[0]], values[where].sum(axis=0))
-    np.testing.assert_array_equal(np.asarray(summed)[runs == 8], values[runs == 8])
 
 
 def test_entries_outside_the_shape_count_as_padding_under_jit(rng):
