@@ -84,16 +84,13 @@ def largest_of(numbers: jax.Array) -> jax.Array:
 
 @jax.custom_batching.custom_vmap
 def largest_in_batches(number: jax.Array) -> jax.Array:
-    """The scalar, or under `vmap` the largest in the whole batch: one answer, by which a loop or a branch may go.
-
-    Not of negative numbers: in an empty batch, it is 0.
-    """
+    """The scalar, or under `vmap` the largest in the whole batch: one answer, by which a loop or a branch may go."""
     return number
 
 
 @largest_in_batches.def_vmap
 def _largest_in_batches_vmap(_axis_size: int, _in_batched: list[bool], number: jax.Array) -> tuple[jax.Array, bool]:
-    return largest_in_batches(jnp.max(number, initial=number.dtype.type(0))), False
+    return largest_in_batches(jnp.max(number)), False
 
 
 def in_all_batches(flag: jax.Array) -> jax.Array:
@@ -125,12 +122,15 @@ def map_batches(function: Callable[..., T], n_batch: int) -> Callable[..., T]:
 def _map_batch(function: Callable[..., T]) -> Callable[..., T]:
     def mapped(*arguments: object) -> T:
         leaves, treedef = jax.tree.flatten(arguments)
-        shared = [leaf.shape[0] == 1 for leaf in leaves]
-        leaves = [leaf.reshape(leaf.shape[1:]) if each else leaf for leaf, each in zip(leaves, shared, strict=True)]
 
         def call(*leaves: jax.Array) -> T:
             return function(*jax.tree.unflatten(treedef, leaves))
 
+        if any(leaf.shape[0] == 0 for leaf in leaves):  # JAX cannot gather over an empty batch
+            one = jax.eval_shape(call, *(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves))
+            return jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), one)
+        shared = [leaf.shape[0] == 1 for leaf in leaves]
+        leaves = [leaf.reshape(leaf.shape[1:]) if each else leaf for leaf, each in zip(leaves, shared, strict=True)]
         if all(shared):
             return jax.tree.map(lambda leaf: leaf[None], call(*leaves))
         return jax.vmap(call, [None if each else 0 for each in shared])(*leaves)
@@ -156,12 +156,14 @@ def furthest(
 
 
 def materialise(tree: T) -> T:
-    """The same arrays, not to be computed anew by each consumer; the first one must not be empty.
+    """The same arrays, not to be computed anew by each consumer.
 
     XLA:CPU drops `lax.optimization_barrier` before it fuses. A loop that carries the arrays stays, and costs nothing
     when it makes no round; XLA does not know that a population count is never negative.
     """
     leaves, treedef = jax.tree.flatten(vary_alike(tree))
+    if leaves[0].size == 0:
+        return tree
     bits = lax.population_count(leaves[0].reshape(-1)[0].astype(jnp.uint32))
     never = in_all_batches(bits.astype(jnp.int32) < 0)
     _, leaves = lax.while_loop(

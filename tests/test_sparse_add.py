@@ -60,12 +60,17 @@ def test_any_overlap(rng, overlap):
     check_sum(output, a, x, b, y, SHAPE)
 
 
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 1), (5, 0)])
-def test_empty_operands(rng, sizes):
+def test_empty_operands(rng, sizes, transform):
     (a, x), (b, y) = (random_coo(rng, SHAPE, size) for size in sizes)
-    output = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+
+    def add(a, x, b, y):
+        return jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+
+    output = transform(add)(a, x, b, y)
     check_sum(output, a, x, b, y, SHAPE)
-    gradients = jax.grad(lambda x, y: jsg.sparse_add(a, x, SHAPE, b, y, SHAPE).sum_values.sum(), (0, 1))(x, y)
+    gradients = transform(jax.grad(lambda x, y, a, b: add(a, x, b, y).sum_values.sum(), (0, 1)))(x, y, a, b)
     chex.assert_trees_all_equal(gradients, (np.ones_like(x), np.ones_like(y)))
 
 

@@ -77,10 +77,11 @@ def test_any_index_dtype(rng, dtype):
 
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (0, 2, 2), (2, 0, 0), (1, 1, 1)])
 @pytest.mark.parametrize("shape", [None, SHAPE])
-def test_empty_operands(sizes, shape):
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_empty_operands(sizes, shape, transform):
     a, b, total = (np.stack([np.arange(size)] * 2, axis=1) for size in sizes)
     cotangent = np.arange(1.0, len(total) + 1, dtype=np.float32)
-    output = jsg.sparse_add_grad(cotangent, a, b, total, shape=shape)
+    output = transform(lambda *arrays: jsg.sparse_add_grad(*arrays, shape=shape))(cotangent, a, b, total)
     expected = [np.where(np.arange(n) < len(total), np.arange(1.0, n + 1), 0).astype(np.float32) for n in sizes[:2]]
     chex.assert_trees_all_equal(list(output), expected)
 
