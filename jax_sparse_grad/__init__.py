@@ -1,5 +1,6 @@
 """Differentiable addition of sparse tensors for JAX: TensorFlow's SparseAdd and SparseAddGrad, and plans."""
 
+from jax_sparse_grad._containers import add, add_n
 from jax_sparse_grad._plan import SparseAddPlan, plan_sparse_add
 from jax_sparse_grad._sparse_add import SparseAddOutput, sparse_add
 from jax_sparse_grad._sparse_add_grad import SparseAddGradOutput, sparse_add_grad
@@ -8,6 +9,8 @@ __all__ = [
     "SparseAddGradOutput",
     "SparseAddOutput",
     "SparseAddPlan",
+    "add",
+    "add_n",
     "plan_sparse_add",
     "sparse_add",
     "sparse_add_grad",

@@ -151,10 +151,6 @@ def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan
     """The plan of indices `[*batch, nnz_k, ndims]`; one for each batch, but a single one along axes of length 1."""
     if _validation.is_concrete(indices):
         return _validation.call_concretely(lambda: _make_concrete(request, indices))
-    return map_batches(lambda *rows: _make_traced(request, rows), n_batch_of(indices))(*indices)
-
-
-def _make_traced(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
     indices = guard_indices(request, indices)
     bound = count_rows(indices)
     nse = bound if request.nse is None else request.nse
@@ -185,6 +181,51 @@ def _unite(
         return _union.unite(operands, shape, nse, canonical, make)
 
     return map_batches(unite, n_batch_of(operands))(*operands)
+
+
+def add_once(
+    request: Request, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The indices and values of a sum of `indices [*batch, nnz_k, ndims]` and `values [*batch, nnz_k, *dense]`."""
+    if _validation.is_concrete(indices, values):
+        add = partial(_unite_and_add, request.shape)
+        return _validation.call_concretely(lambda: add_in_buckets(add, request, indices, values))
+    if _validation.is_concrete(indices):
+        plan = make_plan(request, indices)
+        return plan.indices, map_batches(add_values, n_batch_of(indices))(plan.union, values)
+    indices = guard_indices(request, indices)
+    bound = count_rows(indices)
+    nse = bound if request.nse is None else request.nse
+    canonical = request.assume_canonical or None
+    sum_indices, sum_values, nnz = _unite_and_add(request.shape, indices, values, nse, canonical)
+    return guard_nse(sum_indices, nnz, nse, bound), sum_values
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _unite_and_add(
+    shape: tuple[int, ...],
+    indices: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+    nse: int,
+    canonical: bool | None,
+) -> tuple[jax.Array, ...]:
+    """The indices, values and true number of entries of a sum, without a plan that outlives it."""
+    n_batch = n_batch_of(indices)
+    if any(_is_shared(indices, k) and not _is_shared(values, k) for k in range(n_batch)):
+        plan = _unite(indices, shape, nse, canonical, bool(canonical))
+        return plan.indices, map_batches(add_values, n_batch)(plan.union, values), plan.nnz
+
+    def add(indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def then(sum_indices: jax.Array, union: Union) -> tuple[jax.Array, ...]:
+            return sum_indices, add_values(union, values), union.nnz
+
+        return _union.unite(indices, shape, nse, canonical, then)
+
+    return map_batches(add, n_batch)(indices, values)
+
+
+def _is_shared(arrays: tuple[jax.Array, ...], axis: int) -> bool:
+    return all(array.shape[axis] == 1 for array in arrays)
 
 
 def add_in_buckets(
@@ -238,24 +279,27 @@ def known_canonical(request: Request, indices: tuple[jax.Array, ...]) -> bool | 
 
 def exact_nse(request: Request, nnz: jax.Array, indices: tuple[jax.Array, ...]) -> int:
     """The number of entries that a concrete sum stores: what was asked for, or as many as there are."""
-    most = _union.most_entries(nnz)
-    nse = most if request.nse is None else request.nse
-    guard_nse((), jnp.int32(most), nse, count_rows(indices))
+    nse = _union.most_entries(nnz) if request.nse is None else request.nse
+    guard_nse((), nnz, nse, count_rows(indices))
     return nse
 
 
 def guard_indices(request: Request, indices: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """The same traced indices, on the condition that they are what the caller says."""
-    names, shape = request.names, request.shape
-    indices = tuple(_keys.guard_rows(name, rows, shape) for name, rows in zip(names, indices, strict=True))
-    if request.assume_canonical:
-        return tuple(_keys.guard_canonical(name, rows, shape) for name, rows in zip(names, indices, strict=True))
-    return indices
+
+    def guard_rows(name: str, rows: jax.Array) -> jax.Array:
+        rows = _keys.guard_rows(name, rows, request.shape)
+        return _keys.guard_canonical(name, rows, request.shape) if request.assume_canonical else rows
+
+    n_batch = n_batch_of(indices)
+    named = zip(request.names, indices, strict=True)
+    return tuple(map_batches(partial(guard_rows, name), n_batch)(rows) for name, rows in named)
 
 
 def guard_nse(tree: T, nnz: jax.Array, nse: int, bound: int) -> T:
-    """The same arrays, on the condition that `nnz` entries, at most `bound`, fit `nse`."""
+    """The same arrays, on the condition that `nnz` entries, at most `bound` in each batch, fit `nse`."""
     if nse >= bound:
         return tree
     message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {nse}"
-    return guard(tree, nnz <= nse, message, nnz=nnz)
+    most = jnp.max(nnz, initial=0)
+    return guard(tree, most <= nse, message, nnz=most)

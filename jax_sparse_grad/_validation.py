@@ -124,14 +124,18 @@ def as_indices(name: str, indices: Any) -> jax.Array:
 
 def as_common_indices(names: Sequence[str], indices: Sequence[Any]) -> tuple[jax.Array, ...]:
     """Indices of several tensors with equal `ndims`, brought to one dtype."""
-    arrays = tuple(as_indices(name, array) for name, array in zip(names, indices, strict=True))
+    return promote_indices(names, [as_indices(name, array) for name, array in zip(names, indices, strict=True)])
+
+
+def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Indices `[*batch, nnz, ndims]` of several tensors with equal `ndims`, brought to one dtype."""
     for name, array in zip(names[1:], arrays[1:], strict=True):
-        if array.shape[1] != arrays[0].shape[1]:
+        if array.shape[-1] != arrays[0].shape[-1]:
             raise ValueError(
                 f"`{name}` must have as many columns (ndims) as `{names[0]}`; "
-                f"got {array.shape[1]} and {arrays[0].shape[1]}"
+                f"got {array.shape[-1]} and {arrays[0].shape[-1]}"
             )
-    total = sum(array.shape[0] for array in arrays)
+    total = sum(array.shape[-2] for array in arrays)
     if total > MOST_ENTRIES:
         raise ValueError(f"`{'`, `'.join(names)}` must have at most {MOST_ENTRIES} rows together, got {total}")
     dtype = jnp.result_type(*arrays)
@@ -143,25 +147,36 @@ def as_common_indices(names: Sequence[str], indices: Sequence[Any]) -> tuple[jax
 
 def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indices: jax.Array) -> None:
     """The shape has one size for each column of the indices, whose dtype can hold the padding index (= the size)."""
-    if len(shape) != indices.shape[1]:
+    if len(shape) != indices.shape[-1]:
         raise ValueError(
             f"`{name}` must have as many sizes as `{indices_name}` has columns; "
-            f"got {shape} and {indices.shape[1]} columns"
+            f"got {shape} and {indices.shape[-1]} columns"
         )
-    largest = np.iinfo(indices.dtype).max
+    check_sizes_fit(name, shape, indices.dtype)
+
+
+def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Indices of the dtype can name all places of a shape, and padding."""
+    largest = np.iinfo(dtype).max
     if any(size > largest for size in shape):
         remedy = "cast the indices to a wider dtype" if largest < 2**31 - 1 else "set `jax_enable_x64` and use int64"
         raise ValueError(
-            f"`{name}` must not exceed {largest}, the largest index of {indices.dtype}, in any dimension "
+            f"`{name}` must not exceed {largest}, the largest index of {dtype}, in any dimension "
             f"(padding is marked by index == shape); got {shape}; {remedy}"
         )
 
 
-def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
-    """Numeric values `[nnz, *dense]`."""
+def as_numeric(name: str, values: Any) -> jax.Array:
+    """An array of numbers."""
     array = as_array(name, values)
     if not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(f"`{name}` must have a numeric dtype, got {array.dtype}")
+    return array
+
+
+def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
+    """Numeric values `[nnz, *dense]`."""
+    array = as_numeric(name, values)
     if array.ndim == 0:
         raise ValueError(f"`{name}` must have shape [nnz, *dense], got a scalar")
     if array.shape[0] != nnz:
@@ -177,6 +192,11 @@ def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple
                 f"`{name}` must have the same dense dimensions as `{names[0]}`; "
                 f"got {array.shape[1:]} and {values[0].shape[1:]}"
             )
+    return promote_values(values)
+
+
+def promote_values(values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Values promoted to one dtype as `jnp` does."""
     dtype = jnp.result_type(*values)
     return tuple(_cast(array, dtype) for array in values)
 

@@ -23,6 +23,7 @@ ROOMS = [
     "_plan",
     "_sparse_add_grad",
     "_sparse_add",
+    "_containers",
     "__init__",
 ]
 RUNTIME = {"jax", "numpy", "jax_sparse_grad"}
@@ -80,6 +81,8 @@ def test_star_import_shows_the_public_names():
         "SparseAddGradOutput",
         "SparseAddOutput",
         "SparseAddPlan",
+        "add",
+        "add_n",
         "plan_sparse_add",
         "sparse_add",
         "sparse_add_grad",
@@ -87,7 +90,7 @@ def test_star_import_shows_the_public_names():
     assert all(names[name].__module__ in {f"jax_sparse_grad.{room}" for room in ROOMS} for name in names)
 
 
-@pytest.mark.parametrize("name", ["sparse_add", "sparse_add_grad", "plan_sparse_add"])
+@pytest.mark.parametrize("name", ["sparse_add", "sparse_add_grad", "plan_sparse_add", "add", "add_n"])
 def test_every_public_function_says_what_it_needs(name):
     text = getattr(jsg, name).__doc__
     for section in ("Args:", "Returns:", "Raises:", "Example:", "Mirrors"):

@@ -1,0 +1,282 @@
+"""`add` and `add_n`: sums of `jax.experimental.sparse` containers and of dense arrays.
+
+Every container is read as index rows and values, with batch dimensions before them, added as those, and given back in
+the form of the operands:
+
+    BCOO + BCOO -> BCOO      BCSR + BCSR -> BCSR      BCOO + BCSR -> BCOO      dense + any -> dense
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import BCOO, BCSR
+
+from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad._checks import guard
+from jax_sparse_grad._plan import Request, add_once, guard_indices
+from jax_sparse_grad._primitives import map_batches
+from jax_sparse_grad._search import search
+
+
+def add(x: Any, y: Any, *, nse: Any = None, assume_canonical: bool = False) -> Any:
+    """Add two sparse matrices or tensors, or a sparse and a dense one, differentiably in both.
+
+    Args:
+      x: a BCOO with any `n_batch` and `n_dense`, a BCSR, or an array. Indices may be in any order, with duplicates and
+        padding; the flags `indices_sorted` and `unique_indices` are not relied on.
+      y: the same, with the shape of `x`; at least one of the two is sparse. Sparse operands have equal `n_batch` and
+        `n_dense`. Dtypes of indices and values promote as in `jnp`.
+      nse: the number of entries the sum stores in each batch, static. By default the exact number if all indices are
+        concrete (the largest of the batches), otherwise the sum of the operands' `nse`, which can never overflow.
+      assume_canonical: promise that sparse operands are sorted, unique and padded only at the end, and skip the check.
+
+    Returns:
+      BCOO + BCOO gives a BCOO, BCSR + BCSR a BCSR, a mixture of them a BCOO: sorted, unique (its flags say so), padding
+      last, entries that cancel kept as zeros. Batch dimensions of length 1, by which all operands share a pattern among
+      batches, stay so. With a dense operand, a dense array.
+
+    Raises:
+      TypeError: an operand is neither sparse nor an array, or both are dense; values are not numeric; a static argument
+        is traced.
+      ValueError: shapes or layouts differ; `nse` is given for a dense sum; concrete indices lie outside the shape, or
+        `indptr` is none; a concrete sum does not fit `nse`. Under `jit` the latter three are reported by `checkify`;
+        without it, such indices count as padding, and the values of an overflowed sum are NaN (the minimum of a signed,
+        the maximum of an unsigned integer dtype).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
+      >>> from jax.experimental.sparse import BCOO
+      >>> x = BCOO.fromdense(jnp.array([[1., 0.], [0., 2.]]))
+      >>> y = BCOO.fromdense(jnp.array([[0., 3.], [0., 4.]]))
+      >>> total = jsg.add(x, y)
+      >>> total, total.indices.tolist(), total.data.tolist()
+      (BCOO(float32[2, 2], nse=3), [[0, 0], [0, 1], [1, 1]], [1.0, 3.0, 6.0])
+      >>> loss = lambda data: (jsg.add(BCOO((data, x.indices), shape=x.shape), y).data ** 2).sum()
+      >>> jax.grad(loss)(x.data).tolist()
+      [2.0, 12.0]
+      >>> jsg.add(x, jnp.ones((2, 2))).tolist()
+      [[2.0, 1.0], [1.0, 3.0]]
+
+    Under every JAX transformation, forward mode too; the gradient of each operand has that operand's own pattern. Where
+    values change and patterns do not, `plan_sparse_add` unites them once. Inside a function under
+    `jax.experimental.sparse.sparsify`, where sparse arguments look dense, it cannot be called.
+
+    Mirrors `tf.sparse.add`, which also takes a dense operand.
+    """
+    return _add_all(("x", "y"), (x, y), nse, assume_canonical)
+
+
+def add_n(operands: Sequence[Any], *, nse: Any = None, assume_canonical: bool = False) -> Any:
+    """Add any number of sparse matrices or tensors, and dense ones, in one pass over all patterns.
+
+    Args:
+      operands: a list or tuple of BCOO, BCSR and arrays of one shape, as for `add`; at least one of them sparse. A
+        single BCOO or BCSR is brought to canonical form: sorted, unique, with `nse` entries.
+      nse: as for `add`.
+      assume_canonical: as for `add`.
+
+    Returns:
+      A BCSR if all operands are BCSR, a BCOO if all are sparse, else a dense array.
+
+    Raises:
+      TypeError: as for `add`; `operands` is not a list or tuple.
+      ValueError: as for `add`; `operands` is empty.
+
+    Example:
+      >>> import jax.numpy as jnp, jax_sparse_grad as jsg
+      >>> from jax.experimental.sparse import BCOO
+      >>> matrices = [BCOO.fromdense(jnp.diag(jnp.ones(3 - abs(k)), k)) for k in (-1, 0, 1)]
+      >>> jsg.add_n(matrices)
+      BCOO(float32[3, 3], nse=7)
+      >>> empty = BCOO((jnp.zeros(0), jnp.zeros((0, 2), int)), shape=(3, 3))
+      >>> jsg.add_n([empty], nse=5)  # what a scan starts with
+      BCOO(float32[3, 3], nse=5)
+
+    Mirrors `tf.add_n`, for sparse operands.
+    """
+    if not isinstance(operands, list | tuple):
+        raise TypeError(f"`operands` must be a list or tuple, got {type(operands).__name__}")
+    if not operands:
+        raise ValueError("`operands` must hold at least one operand")
+    return _add_all(tuple(f"operands[{k}]" for k in range(len(operands))), operands, nse, assume_canonical)
+
+
+def _add_all(names: Sequence[str], operands: Sequence[Any], nse: Any, assume_canonical: bool) -> Any:
+    size, flag = _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical)
+    sparse: dict[str, Any] = {}
+    dense: dict[str, jax.Array] = {}
+    for name, operand in zip(names, operands, strict=True):
+        if isinstance(operand, BCOO | BCSR):
+            sparse[name] = operand
+        else:
+            dense[name] = _as_dense(name, operand)
+    shape = _common_shape(names, operands)
+    n_batch, n_sparse = _common_layout(sparse)
+    sparse_shape = shape[n_batch : n_batch + n_sparse]
+
+    index_names = tuple(f"{name}.indices" for name in sparse)
+    indices = _validation.promote_indices(index_names, [_indices_of(name, x) for name, x in sparse.items()])
+    _validation.check_shape_fits(f"{names[0]}.shape", sparse_shape, index_names[0], indices[0])
+    data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
+    promoted = _validation.promote_values([*data, *dense.values()])
+    values, arrays = promoted[: len(data)], promoted[len(data) :]
+    if arrays:
+        if size is not None:
+            raise ValueError(f"`nse` must not be given where an operand is dense, for so is the sum; got {size}")
+        return _add_to_dense(index_names, sum(arrays[1:], arrays[0]), indices, values, sparse_shape)
+    sum_indices, sum_values = add_once(Request(index_names, sparse_shape, size, flag), indices, values)
+    if all(isinstance(x, BCSR) for x in sparse.values()):
+        return _as_bcsr(sum_indices, sum_values, shape, jnp.result_type(*(x.indptr for x in sparse.values())))
+    return BCOO((sum_values, sum_indices), shape=shape, indices_sorted=True, unique_indices=True)
+
+
+def _as_dense(name: str, operand: Any) -> jax.Array:
+    if not isinstance(operand, jax.Array | np.ndarray):
+        raise TypeError(
+            f"`{name}` must be a BCOO, a BCSR or an array, got {type(operand).__name__}; "
+            "a SciPy matrix becomes one by `BCOO.from_scipy_sparse`"
+        )
+    return _validation.as_numeric(name, operand)
+
+
+def _common_shape(names: Sequence[str], operands: Sequence[Any]) -> tuple[int, ...]:
+    shapes = [tuple(operand.shape) for operand in operands]
+    for name, shape in zip(names, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ValueError(f"`{name}` must have the shape of `{names[0]}`; got {shape} and {shapes[0]}")
+    return shapes[0]
+
+
+def _common_layout(sparse: dict[str, Any]) -> tuple[int, int]:
+    """The number of batch and of sparse dimensions of all sparse operands."""
+    if not sparse:
+        raise TypeError(
+            "one of the operands must be a BCOO or a BCSR, got arrays only; add those by `+` "
+            "(under `sparsify`, sparse arguments look like arrays: call this function outside of it)"
+        )
+    first, *_ = sparse
+    layouts = {name: (x.n_batch, x.n_sparse, x.n_dense) for name, x in sparse.items()}
+    for name, layout in layouts.items():
+        if sum(layout) != len(sparse[name].shape):
+            raise ValueError(
+                f"`{name}` must have as many sizes as n_batch, n_sparse and n_dense together; got {layout} and shape "
+                f"{tuple(sparse[name].shape)}; what `scan` or `vmap` stacked needs a new container around its arrays"
+            )
+        if layout != layouts[first]:
+            raise ValueError(
+                f"`{name}` must have the n_batch, n_sparse and n_dense of `{first}`; got {layout} and "
+                f"{layouts[first]}; `BCOO.update_layout` changes them"
+            )
+    return layouts[first][:2]
+
+
+def _indices_of(name: str, operand: Any) -> jax.Array:
+    """Index rows `[*batch, nse, n_sparse]`."""
+    if isinstance(operand, BCOO):
+        return operand.indices
+    shape = tuple(operand.shape[operand.n_batch :][:2])
+    columns, indptr = operand.indices, operand.indptr
+    dtype = jnp.result_type(columns, indptr)
+    _validation.check_sizes_fit(f"{name}.shape", shape, dtype)
+    if not _validation.is_concrete(columns, indptr):
+        return _guarded_rows(name, columns, indptr, shape, dtype)
+    return _validation.call_concretely(lambda: _guarded_rows(name, columns, indptr, shape, dtype))
+
+
+def _guarded_rows(
+    name: str, columns: jax.Array, indptr: jax.Array, shape: tuple[int, ...], dtype: np.dtype
+) -> jax.Array:
+    valid = _is_indptr(indptr, columns.shape[-1])
+    message = f"`{name}.indptr` must rise from 0 to at most nse ({columns.shape[-1]}); got {{indptr}}"
+    return _rows_of(columns, guard(indptr, valid, message, indptr=indptr), shape, dtype)
+
+
+@partial(jax.jit, static_argnums=1)
+def _is_indptr(indptr: jax.Array, nse: int) -> jax.Array:
+    return jnp.all(indptr[..., 0] == 0) & jnp.all(indptr[..., 1:] >= indptr[..., :-1]) & jnp.all(indptr[..., -1] <= nse)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _rows_of(columns: jax.Array, indptr: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+    """Index rows `[*batch, nse, 2]` of a BCSR; what lies behind its last row is padding."""
+
+    def rows_of(columns: jax.Array, indptr: jax.Array) -> jax.Array:
+        # Entry k lies in row r if indptr[r] <= k < indptr[r + 1]: r + 1 starts are less than k + 1.
+        entries = jnp.arange(1, columns.shape[0] + 1, dtype=jnp.uint32)
+        row = search((indptr.astype(jnp.uint32),), (entries,))[0] - 1
+        padding = row >= shape[0]
+        coordinates = row.astype(dtype), columns.astype(dtype)
+        return jnp.stack(
+            [jnp.where(padding, np.asarray(size, dtype), each) for each, size in zip(coordinates, shape, strict=True)],
+            axis=1,
+        )
+
+    return map_batches(rows_of, columns.ndim - 1)(columns, indptr)
+
+
+def _as_bcsr(indices: jax.Array, values: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> BCSR:
+    nse, n_rows = indices.shape[-2], shape[indices.ndim - 2]
+    if nse > np.iinfo(dtype).max:
+        raise ValueError(
+            f"`nse` must not exceed {np.iinfo(dtype).max}, the largest number of the operands' `indptr` ({dtype}); "
+            f"got {nse}; cast one of these to a wider dtype"
+        )
+    if _validation.is_concrete(indices):
+        columns, indptr = _validation.call_concretely(lambda: _compress(indices, n_rows, dtype))
+    else:
+        columns, indptr = _compress(indices, n_rows, dtype)
+    return BCSR((values, columns, indptr), shape=shape, indices_sorted=True, unique_indices=True)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _compress(indices: jax.Array, n_rows: int, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    """The columns of sorted index rows, and the number of entries before each row."""
+
+    def compress(rows: jax.Array) -> jax.Array:
+        # Padding lies in row n_rows, so that the last count is that of all entries.
+        starts = jnp.arange(n_rows + 1, dtype=jnp.uint32)
+        return search((rows.astype(jnp.uint32),), (starts,))[0].astype(dtype)
+
+    return indices[..., 1], map_batches(compress, indices.ndim - 2)(indices[..., 0])
+
+
+def _add_to_dense(
+    names: tuple[str, ...],
+    dense: jax.Array,
+    indices: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+    shape: tuple[int, ...],
+) -> jax.Array:
+    if _validation.is_concrete(indices):
+        _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, shape))
+    else:
+        indices = guard_indices(Request(names, shape, None, False), indices)
+    return _scatter_add(dense, indices, values, shape)
+
+
+@partial(jax.jit, static_argnums=3)
+def _scatter_add(
+    dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...], shape: tuple[int, ...]
+) -> jax.Array:
+    """The dense array with values added at indices; its transpose is a gather."""
+    if dense.size == 0:
+        return dense
+
+    def add_to(dense: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+        inside = _keys.is_entry(rows, shape)
+        # What lies outside adds what changes no number to some cell: so no index is out of bounds.
+        added = jnp.where(inside.reshape(-1, *[1] * (values.ndim - 1)), values, -np.zeros((), values.dtype))
+        if not shape:
+            return dense + jnp.sum(added, axis=0, dtype=added.dtype)
+        cells = tuple(jnp.clip(column, 0, size - 1) for column, size in zip(_keys.columns_of(rows), shape, strict=True))
+        return dense.at[cells].add(added, mode="promise_in_bounds", wrap_negative_indices=False)
+
+    for rows, each in zip(indices, values, strict=True):
+        dense = map_batches(add_to, rows.ndim - 2)(dense, rows, each)
+    return dense
