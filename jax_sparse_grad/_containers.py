@@ -64,8 +64,9 @@ def add(x: Any, y: Any, *, nse: Any = None, assume_canonical: bool = False) -> A
       [[2.0, 1.0], [1.0, 3.0]]
 
     Under every JAX transformation, forward mode too; the gradient of each operand has that operand's own pattern. Where
-    values change and patterns do not, `plan_sparse_add` unites them once. Inside a function under
-    `jax.experimental.sparse.sparsify`, where sparse arguments look dense, it cannot be called.
+    values change and patterns do not, `plan_sparse_add` unites them once. If one operand, or one matrix of a batch, is
+    out of order, all are sorted: bring a small update of a large sum in order by `add_n([update])` first. Inside a
+    function under `jax.experimental.sparse.sparsify`, where sparse arguments look dense, it cannot be called.
 
     Mirrors `tf.sparse.add`, which also takes a dense operand.
     """

@@ -67,6 +67,12 @@ def test_imports_point_upwards_only(room):
             assert parts[1] in above, f"{room} imports {name}"
 
 
+def test_one_room_knows_the_containers_of_jax():
+    assert [room for room in ROOMS if any(name.startswith("jax.experimental.sparse") for name in imports(room))] == [
+        "_containers"
+    ]
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_nothing_is_asserted_at_run_time(room):
     tree = ast.parse((PACKAGE / f"{room}.py").read_text())

@@ -44,3 +44,87 @@ def test_benchmark(tmp_path, capsys):
     assert all(0 < each["milliseconds"] < 1000 for each in ours)
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "benchmark.json").exists()
+
+
+def test_heat_equation(tmp_path, capsys):
+    heat_equation = load("heat_equation", "matplotlib", "optax", "scipy", "skfem", "tqdm")
+    result = heat_equation.main(refinements=2, steps=6, descent_steps=10, output=tmp_path)
+    assert "by jax.grad" in capsys.readouterr().out
+    assert result.state_error < 1e-4
+    assert result.state_error_double < 1e-10
+    assert result.gradient_error < 1e-6
+    assert result.field_error_after < 0.9 * result.field_error_constant <= 0.9 * result.field_error_before
+    assert np.isfinite(result.steps_per_second)
+    assert result.plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_accumulate_gradients(tmp_path, capsys):
+    accumulate = load("accumulate_gradients", "matplotlib", "optax")
+    sizes = {"micro_batches": 4, "documents": 8, "width": 8, "steps": 3, "rounds": 2}
+    result = accumulate.main(2_000, (20_000,), **sizes, output=tmp_path)
+    out = capsys.readouterr().out
+    assert result.error < 1e-5
+    assert result.error_dense < 1e-5
+    assert result.overflow.startswith("`nse` must be at least")
+    assert result.poisoned == 1
+    assert "rows are missing, without a word" in out
+    assert ": 0 rows are missing" not in out
+    sparse, dense = result.losses
+    np.testing.assert_allclose(sparse, dense, rtol=1e-5)
+    assert sparse[-1] < sparse[0]
+    assert all(np.isfinite(ratios).all() for ratios in result.slower.values())
+    assert result.larger[accumulate.DENSE][0] > 2
+    assert result.plot.read_bytes().startswith(b"\x89PNG")
+
+
+# What TensorFlow 2.21 gets right, and where it says that it cannot; all else is silently wrong.
+TENSORFLOW_RIGHT = {
+    "sum: sorted",
+    "sum: 48,000 entries",
+    "sum: threshold",
+    "gradient: sorted",
+    "gradient: threshold",
+    "SparseAddGrad: sorted",
+    "SparseAddGrad: 48,000 entries",
+    "dense + sparse: unsorted, duplicated",
+}
+TENSORFLOW_RAISES = {"sum: bfloat16", "sum: vector values", "vmap: results of two sizes"}
+
+
+def test_from_tensorflow(tmp_path, capsys, monkeypatch):
+    from_tensorflow = load("from_tensorflow", "matplotlib")
+    # One after the other in one test: most of the time is compilation, which the second run finds done.
+    for installed in (False, True) if importlib.util.find_spec("tensorflow") else (False,):
+        with monkeypatch.context() as patch:
+            if not installed:
+                patch.setitem(sys.modules, "tensorflow", None)  # an import of it fails
+            result = from_tensorflow.main(output=tmp_path / str(installed))
+        out = capsys.readouterr().out
+
+        assert [case.name for case in result.cases if not case.ours_right] == []
+        assert {case.name for case in result.cases if case.tensorflow_right} == TENSORFLOW_RIGHT
+        assert {case.name for case in result.cases if str(case.tensorflow).startswith("raises")} == TENSORFLOW_RAISES
+        assert {case.name for case in result.cases} == set(from_tensorflow.RECORDED)
+        assert result.differences == []
+
+        assert all(case.recorded is not installed for case in result.cases)
+        assert ("RECORDED" in out) is not installed
+        assert f"TensorFlow {result.version}" in out
+        assert out.count("WRONG") == 9
+        # The lines shown are those that ran, beside each other.
+        assert "total = tf.sparse.add(first, second, thresh)" in out
+        assert "| total = jsg.sparse_add(a, x, shape, b, y, shape, thresh)\n" in out
+        assert "| return jsg.add(dense, BCOO((y, b), shape=shape))\n" in out
+        assert result.plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_from_tensorflow_notices_what_is_wrong_or_not_as_recorded(capsys):
+    from_tensorflow = load("from_tensorflow", "matplotlib")
+    task = from_tensorflow.TASKS[0]
+    case = from_tensorflow.solve(None, task._replace(ours=task.numpy), "unsorted")
+    mended = case._replace(tensorflow=case.truth)
+    assert (case.tensorflow_right, mended.tensorflow_right) == (False, True)
+    assert not case._replace(ours=case.tensorflow).ours_right
+    assert from_tensorflow.print_differences([case]) == []
+    assert from_tensorflow.print_differences([case, mended]) == ["sum: unsorted"]
+    assert "[1.0, 10.0, 22.0, 3.0]" in capsys.readouterr().out
