@@ -22,7 +22,7 @@ What was found on a CPU of two cores, for steps of 16 x 8,192 tokens and embeddi
   0.6 to 0.7 times with 200,000 and 0.2 to 0.3 with 50,000 or fewer: there, dense is the better choice. To add rows in
   place to a dense gradient is cheap; to zero it and to take it through the optimiser is not.
 - The same scan with `BCOO.sum_duplicates` takes 1.4 to 2.8 times as long.
-- To keep the rows of all micro-batches and sum them at the end takes 1.0 to 3 times as long; the fewer tokens occur
+- To keep the rows of all micro-batches and sum them at the end takes 0.9 to 3 times as long; the fewer tokens occur
   again, the less. It needs 1.3 to 8 times the memory, which grows with every further micro-batch.
 """
 

@@ -1,4 +1,4 @@
-"""Differentiable addition of sparse tensors for JAX: TensorFlow's SparseAdd and SparseAddGrad, and plans."""
+"""Differentiable addition of sparse tensors for JAX: TensorFlow's SparseAdd and SparseAddGrad, containers, plans."""
 
 from jax_sparse_grad._containers import add, add_n
 from jax_sparse_grad._plan import SparseAddPlan, plan_sparse_add

@@ -179,15 +179,16 @@ def _common_layout(sparse: dict[str, Any]) -> tuple[int, int]:
 
 def _indices_of(name: str, operand: Any) -> jax.Array:
     """Index rows `[*batch, nse, n_sparse]`."""
+    indices = _validation.as_integers(f"{name}.indices", operand.indices)
     if isinstance(operand, BCOO):
-        return operand.indices
+        return indices
     shape = tuple(operand.shape[operand.n_batch :][:2])
-    columns, indptr = operand.indices, operand.indptr
-    dtype = jnp.result_type(columns, indptr)
+    indptr = _validation.as_integers(f"{name}.indptr", operand.indptr)
+    dtype = jnp.result_type(indices, indptr)
     _validation.check_sizes_fit(f"{name}.shape", shape, dtype)
-    if not _validation.is_concrete(columns, indptr):
-        return _guarded_rows(name, columns, indptr, shape, dtype)
-    return _validation.call_concretely(lambda: _guarded_rows(name, columns, indptr, shape, dtype))
+    if not _validation.is_concrete(indices, indptr):
+        return _guarded_rows(name, indices, indptr, shape, dtype)
+    return _validation.call_concretely(lambda: _guarded_rows(name, indices, indptr, shape, dtype))
 
 
 def _guarded_rows(

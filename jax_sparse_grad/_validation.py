@@ -112,11 +112,23 @@ def as_array(name: str, array: Any) -> jax.Array:
     return converted
 
 
-def as_indices(name: str, indices: Any) -> jax.Array:
-    """Indices `[nnz, ndims]` of an integer dtype."""
-    array = as_array(name, indices)
+def as_integers(name: str, integers: Any) -> jax.Array:
+    """An array of an integer dtype."""
+    dtype = getattr(integers, "dtype", None)
+    if dtype == jax.dtypes.float0:
+        raise TypeError(
+            f"`{name}` must have an integer dtype, got float0, which stands for no gradient; "
+            "take the indices that the gradient is for"
+        )
+    array = as_array(name, integers)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`{name}` must have an integer dtype, got {array.dtype}")
+    return array
+
+
+def as_indices(name: str, indices: Any) -> jax.Array:
+    """Indices `[nnz, ndims]` of an integer dtype."""
+    array = as_integers(name, indices)
     if array.ndim != 2:
         raise ValueError(f"`{name}` must be a matrix [nnz, ndims], got shape {array.shape}")
     return array

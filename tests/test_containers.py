@@ -419,8 +419,13 @@ class TestRefusals:
                 ValueError,
                 r"`y` must have as many sizes as .* together; got \(1, 2, 0\) and shape \(6, 7\); what `scan` or",
             ),
+            (
+                lambda x: jax.grad(lambda x: x.data.sum(), allow_int=True)(x),
+                TypeError,
+                "`y.indices` must have an integer dtype, got float0, which stands for no gradient",
+            ),
         ],
-        ids=["shape", "number", "COO", "bool", "layout", "stacked"],
+        ids=["shape", "number", "COO", "bool", "layout", "stacked", "gradient"],
     )
     def test_of_an_operand(self, x, other, error, message):
         with pytest.raises(error, match=message):
