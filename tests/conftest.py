@@ -26,7 +26,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilation makes the first run of a property slow; the draw itself must not vary from one machine to the next.
-hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max_examples=20)
+hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("jax")
 
 
