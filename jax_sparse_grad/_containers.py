@@ -18,8 +18,9 @@ import numpy as np
 from jax.experimental.sparse import BCOO, BCSR
 
 from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad._buckets import bucket, resize
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._plan import Request, add_once, guard_indices
+from jax_sparse_grad._plan import Request, add_once, guard_indices, pad_indices, pad_values
 from jax_sparse_grad._primitives import map_batches
 from jax_sparse_grad._search import search
 
@@ -186,21 +187,25 @@ def _indices_of(name: str, operand: Any) -> jax.Array:
     indptr = _validation.as_integers(f"{name}.indptr", operand.indptr)
     dtype = jnp.result_type(indices, indptr)
     _validation.check_sizes_fit(f"{name}.shape", shape, dtype)
+    message = f"`{name}.indptr` must rise from 0 to at most nse ({operand.nse}); got {{indptr}}"
+
+    def guarded(indptr: jax.Array) -> jax.Array:
+        return guard(indptr, _is_indptr(indptr, np.int32(operand.nse)), message, indptr=indptr)
+
     if not _validation.is_concrete(indices, indptr):
-        return _guarded_rows(name, indices, indptr, shape, dtype)
-    return _validation.call_concretely(lambda: _guarded_rows(name, indices, indptr, shape, dtype))
+        return _rows_of(indices, guarded(indptr), shape, dtype)
+
+    def in_buckets() -> jax.Array:
+        axis = operand.n_batch
+        padded = resize(indices, bucket(operand.nse), 0, axis)
+        rows: jax.Array = jax.device_put(resize(_rows_of(padded, guarded(indptr), shape, dtype), operand.nse, 0, axis))
+        return rows
+
+    return _validation.call_concretely(in_buckets)
 
 
-def _guarded_rows(
-    name: str, columns: jax.Array, indptr: jax.Array, shape: tuple[int, ...], dtype: np.dtype
-) -> jax.Array:
-    valid = _is_indptr(indptr, columns.shape[-1])
-    message = f"`{name}.indptr` must rise from 0 to at most nse ({columns.shape[-1]}); got {{indptr}}"
-    return _rows_of(columns, guard(indptr, valid, message, indptr=indptr), shape, dtype)
-
-
-@partial(jax.jit, static_argnums=1)
-def _is_indptr(indptr: jax.Array, nse: int) -> jax.Array:
+@jax.jit
+def _is_indptr(indptr: jax.Array, nse: np.int32) -> jax.Array:
     return jnp.all(indptr[..., 0] == 0) & jnp.all(indptr[..., 1:] >= indptr[..., :-1]) & jnp.all(indptr[..., -1] <= nse)
 
 
@@ -229,10 +234,14 @@ def _as_bcsr(indices: jax.Array, values: jax.Array, shape: tuple[int, ...], dtyp
             f"`nse` must not exceed {np.iinfo(dtype).max}, the largest number of the operands' `indptr` ({dtype}); "
             f"got {nse}; cast one of these to a wider dtype"
         )
-    if _validation.is_concrete(indices):
-        columns, indptr = _validation.call_concretely(lambda: _compress(indices, n_rows, dtype))
-    else:
-        columns, indptr = _compress(indices, n_rows, dtype)
+
+    def in_buckets() -> tuple[jax.Array, jax.Array]:
+        (padded,) = pad_indices((indices,), shape[indices.ndim - 2 :][:2])
+        columns, indptr = _compress(padded, n_rows, dtype)
+        return jax.device_put(resize(columns, nse, 0, columns.ndim - 1)), indptr
+
+    concrete = _validation.is_concrete(indices)
+    columns, indptr = _validation.call_concretely(in_buckets) if concrete else _compress(indices, n_rows, dtype)
     return BCSR((values, columns, indptr), shape=shape, indices_sorted=True, unique_indices=True)
 
 
@@ -255,10 +264,13 @@ def _add_to_dense(
     values: tuple[jax.Array, ...],
     shape: tuple[int, ...],
 ) -> jax.Array:
-    if _validation.is_concrete(indices):
-        _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, shape))
-    else:
+    if not _validation.is_concrete(indices):
         indices = guard_indices(Request(names, shape, None, False), indices)
+        return _scatter_add(dense, indices, values, shape)
+    padded = pad_indices(indices, shape)
+    _validation.call_concretely(lambda: _keys.guard_concrete(names, padded, shape))
+    if _validation.is_concrete(values):
+        return _scatter_add(dense, padded, pad_values(values, padded), shape)
     return _scatter_add(dense, indices, values, shape)
 
 

@@ -162,11 +162,12 @@ def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAd
     """The plan of concrete indices: at the exact size, by functions that are compiled for few sizes."""
     padded = pad_indices(indices, request.shape)
     canonical = known_canonical(request, padded)
-    plan = _unite(padded, request.shape, count_rows(padded), canonical, request.assume_canonical)
-    nse = exact_nse(request, plan.nnz, indices)
-    union = _union.fit(plan.union, nse, (rows.shape[-2] for rows in indices))
-    fitted = _buckets.resize(plan.indices, nse, request.shape, n_batch_of(indices))
-    return SparseAddPlan(jnp.asarray(fitted), union, request.shape, nse)
+    roomy = _unite(padded, request.shape, count_rows(padded), canonical, request.assume_canonical)
+    nse = exact_nse(request, roomy.nnz, indices)
+    union = _union.fit(roomy.union, nse, (rows.shape[-2] for rows in indices))
+    fitted = _buckets.resize(roomy.indices, nse, request.shape, n_batch_of(indices))
+    plan = SparseAddPlan(fitted, union, request.shape, nse)
+    return jax.device_put(plan)  # where numpy did the fitting; compiles nothing for a new length
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -241,9 +242,7 @@ def add_in_buckets(
     """
     axis = n_batch_of(indices)
     padded = pad_indices(indices, request.shape)
-    padded_values = tuple(
-        _buckets.resize(array, rows.shape[-2], 0, axis) for array, rows in zip(values, padded, strict=True)
-    )
+    padded_values = pad_values(values, padded)
     canonical = known_canonical(request, padded)
     sum_indices, sum_values, nnz = add(padded, padded_values, count_rows(padded), canonical)
     nse = exact_nse(request, nnz, indices)
@@ -268,6 +267,12 @@ def pad_indices(indices: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple
     lengths = _buckets.buckets(sizes) if shape else sizes  # a scalar tensor has no padding
     axis = n_batch_of(indices)
     return tuple(_buckets.resize(rows, length, shape, axis) for rows, length in zip(indices, lengths, strict=True))
+
+
+def pad_values(values: tuple[jax.Array, ...], padded: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Concrete values padded to the lengths of their indices."""
+    axis = n_batch_of(padded)
+    return tuple(_buckets.resize(array, rows.shape[-2], 0, axis) for array, rows in zip(values, padded, strict=True))
 
 
 def known_canonical(request: Request, indices: tuple[jax.Array, ...]) -> bool | None:

@@ -144,9 +144,9 @@ def fit(union: Union, nse: int, sizes: Iterator[int]) -> Union:
         size = next(sizes) if child is None else most_entries(child.nnz)
         former_size = placement.positions.shape[-1]
         fitted = placement._replace(
-            positions=jnp.asarray(resize(placement.positions, size, 0, axis)),
-            sources=jnp.asarray(resize(placement.sources, nse, former_size, axis)),
-            order=None if placement.order is None else jnp.asarray(resize(placement.order, size, 0, axis)),
+            positions=resize(placement.positions, size, 0, axis),
+            sources=resize(placement.sources, nse, former_size, axis),
+            order=None if placement.order is None else resize(placement.order, size, 0, axis),
         )
         return None if child is None else fit(child, size, sizes), fitted
 

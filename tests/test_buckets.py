@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
 from jax_sparse_grad import _buckets
-from samples import random_coo, to_dense
+from samples import random_coo, to_dense, union_indices
 
 compilations = []
 
@@ -51,6 +52,31 @@ def test_resize_cuts_or_fills(size):
 def test_arrays_on_another_device_stay_there():
     array = jax.device_put(jnp.arange(3), jax.devices()[1])
     assert _buckets.resize(array, 5, 0).devices() == {jax.devices()[1]}
+
+
+def test_eager_containers_and_plans_of_new_sizes_compile_nothing(rng):
+    shape = (40, 50)
+    dense = np.ones(shape, np.float32)
+
+    def matrices(rows, values):
+        starts = np.searchsorted(rows[:, 0], np.arange(shape[0] + 1)).astype(np.int32)
+        arrays = values, rows, rows[:, 1].copy(), starts
+        values, rows, columns, starts = jax.device_put(arrays)  # `jnp.asarray` would compile
+        return BCOO((values, rows), shape=shape), BCSR((values, columns, starts), shape=shape)
+
+    def add(count):
+        (a, x), (b, y) = random_coo(rng, shape, count), random_coo(rng, shape, count + 7)
+        jsg.plan_sparse_add(a, b, shape=shape)
+        expected = to_dense(a, x, shape) + to_dense(b, y, shape)
+        for first, second in zip(matrices(a, x), matrices(b, y), strict=True):
+            total = jsg.add(first, second)
+            assert np.asarray(total.data).sum() == expected.sum()
+            assert total.nse == len(union_indices(a, b, shape=shape))
+            np.testing.assert_array_equal(jsg.add(first, dense), to_dense(a, x, shape) + 1)
+
+    add(100)
+    for count in (101, 250, 555):
+        assert compilations_of(lambda count=count: add(count)) == 0
 
 
 def test_eager_calls_of_new_sizes_compile_nothing(rng):
