@@ -170,12 +170,30 @@ def _common_layout(sparse: dict[str, Any]) -> tuple[int, int]:
                 f"`{name}` must have as many sizes as n_batch, n_sparse and n_dense together; got {layout} and shape "
                 f"{tuple(sparse[name].shape)}; what `scan` or `vmap` stacked needs a new container around its arrays"
             )
+        _check_arrays(name, sparse[name])
         if layout != layouts[first]:
             raise ValueError(
                 f"`{name}` must have the n_batch, n_sparse and n_dense of `{first}`; got {layout} and "
                 f"{layouts[first]}; `BCOO.update_layout` changes them"
             )
     return layouts[first][:2]
+
+
+def _check_arrays(name: str, operand: Any) -> None:
+    """The arrays of a container fit together, which is checked where it is made, but not where a tree is mapped."""
+    n_batch, n_sparse = operand.n_batch, operand.n_sparse
+    shape, nse = operand.shape, operand.nse
+    parts = {"data": (nse, *shape[n_batch + n_sparse :])}
+    if isinstance(operand, BCOO):
+        parts["indices"] = (nse, n_sparse)
+    else:
+        parts |= {"indices": (nse,), "indptr": (shape[n_batch] + 1,)}
+    for part, expected in parts.items():
+        actual = tuple(getattr(operand, part).shape)
+        batches = zip(actual[:n_batch], shape[:n_batch], strict=False)
+        if actual[n_batch:] != expected or any(size not in (1, whole) for size, whole in batches):
+            batch = f"batch dimensions {tuple(shape[:n_batch])} (or 1) and then " if n_batch else "shape "
+            raise ValueError(f"`{name}.{part}` must have {batch}{expected}; got shape {actual}")
 
 
 def _indices_of(name: str, operand: Any) -> jax.Array:

@@ -152,7 +152,7 @@ def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan
     if _validation.is_concrete(indices):
         return _validation.call_concretely(lambda: _make_concrete(request, indices))
     indices = guard_indices(request, indices)
-    bound = count_rows(indices)
+    bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
     plan = _unite(indices, request.shape, nse, request.assume_canonical or None, request.assume_canonical)
     return guard_nse(plan, plan.nnz, nse, bound)
@@ -162,7 +162,7 @@ def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAd
     """The plan of concrete indices: at the exact size, by functions that are compiled for few sizes."""
     padded = pad_indices(indices, request.shape)
     canonical = known_canonical(request, padded)
-    roomy = _unite(padded, request.shape, count_rows(padded), canonical, request.assume_canonical)
+    roomy = _unite(padded, request.shape, most_rows(padded), canonical, request.assume_canonical)
     nse = exact_nse(request, roomy.nnz, indices)
     union = _union.fit(roomy.union, nse, (rows.shape[-2] for rows in indices))
     fitted = _buckets.resize(roomy.indices, nse, request.shape, n_batch_of(indices))
@@ -195,7 +195,7 @@ def add_once(
         plan = make_plan(request, indices)
         return plan.indices, map_batches(add_values, n_batch_of(indices))(plan.union, values)
     indices = guard_indices(request, indices)
-    bound = count_rows(indices)
+    bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
     canonical = request.assume_canonical or None
     sum_indices, sum_values, nnz = _unite_and_add(request.shape, indices, values, nse, canonical)
@@ -244,7 +244,7 @@ def add_in_buckets(
     padded = pad_indices(indices, request.shape)
     padded_values = pad_values(values, padded)
     canonical = known_canonical(request, padded)
-    sum_indices, sum_values, nnz = add(padded, padded_values, count_rows(padded), canonical)
+    sum_indices, sum_values, nnz = add(padded, padded_values, most_rows(padded), canonical)
     nse = exact_nse(request, nnz, indices)
     resized = _buckets.resize(sum_indices, nse, request.shape, axis), _buckets.resize(sum_values, nse, 0, axis)
     fitted: tuple[jax.Array, jax.Array] = jax.device_put(resized)
@@ -256,9 +256,10 @@ def n_batch_of(indices: tuple[jax.Array, ...]) -> int:
     return indices[0].ndim - 2
 
 
-def count_rows(indices: tuple[jax.Array, ...]) -> int:
-    """The number of rows of all operands together: no sum has more entries."""
-    return sum(rows.shape[-2] for rows in indices)
+def most_rows(indices: tuple[jax.Array, ...]) -> int:
+    """The most entries that a sum can have: the rows of all operands, but one of a scalar tensor."""
+    total = sum(rows.shape[-2] for rows in indices)
+    return total if indices[0].shape[-1] else min(total, 1)
 
 
 def pad_indices(indices: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
@@ -285,7 +286,7 @@ def known_canonical(request: Request, indices: tuple[jax.Array, ...]) -> bool | 
 def exact_nse(request: Request, nnz: jax.Array, indices: tuple[jax.Array, ...]) -> int:
     """The number of entries that a concrete sum stores: what was asked for, or as many as there are."""
     nse = _union.most_entries(nnz) if request.nse is None else request.nse
-    guard_nse((), nnz, nse, count_rows(indices))
+    guard_nse((), nnz, nse, most_rows(indices))
     return nse
 
 

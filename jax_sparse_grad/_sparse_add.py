@@ -16,10 +16,10 @@ from jax_sparse_grad._plan import (
     Request,
     SparseAddPlan,
     add_in_buckets,
-    count_rows,
     guard_indices,
     guard_nse,
     make_plan,
+    most_rows,
 )
 from jax_sparse_grad._primitives import vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
@@ -140,7 +140,7 @@ def sparse_add(
             return SparseAddOutput(sum_indices, sum_values, shape)
         _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, shape))
     indices = guard_indices(request, indices)
-    bound = count_rows(indices)
+    bound = most_rows(indices)
     form = _Form(shape, bound if size is None else size, assume_canonical or None)
     sum_indices, sum_values, nnz = _sum(form, indices, values, limit)
     return SparseAddOutput(guard_nse(sum_indices, nnz, form.nse, bound), sum_values, shape)

@@ -117,6 +117,8 @@ def _subtree(
     if len(operands) == 1:
         return operands[0], None
     nse = sum(rows.shape[0] for rows in operands)
+    if not shape:
+        nse = min(nse, 1)  # a scalar tensor has no padding: spare slots would be entries to the parent
     return unite(operands, shape, nse, canonical, lambda indices, union: (indices, with_orders(union)))
 
 

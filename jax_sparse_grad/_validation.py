@@ -33,7 +33,8 @@ def call_concretely(function: Callable[[], T]) -> T:
     meanwhile one operation at a time, and compile each of them; in another thread there is no trace.
     """
     if not isinstance(_probe(), jax.core.Tracer):
-        return function()
+        with jax.disable_jit(False):  # what was made for compiled calls takes numpy arrays too
+            return function()
     wide = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
 

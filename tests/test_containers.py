@@ -92,9 +92,9 @@ class TestForms:
             assert (total.n_batch, total.n_dense) == layout[1:]
             np.testing.assert_array_equal(to_dense(total), expected)
             check_form(total)
-        assert traced.nse == x.nse + y.nse
         entries = np.all(np.asarray(traced.indices) < np.array(x.shape[x.n_batch :][: x.n_sparse], int), axis=-1)
-        assert eager.nse == entries.sum(axis=-1).max() if x.n_sparse else 1
+        assert eager.nse == entries.sum(axis=-1).max()
+        assert traced.nse == (x.nse + y.nse if x.n_sparse else 1)
 
     @pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
     def test_bcsr_and_bcsr_give_a_bcsr(self, rng, layout):
@@ -146,6 +146,18 @@ class TestForms:
         assert single.nse == 9
         check_form(single)
         np.testing.assert_array_equal(to_dense(single), to_dense(operands[0]))
+
+    def test_a_scalar_has_one_entry_whatever_the_number_of_operands(self):
+        scalar = BCOO((jnp.array([2.0]), jnp.zeros((1, 0), jnp.int32)), shape=())
+        for count in (1, 2, 5):
+            for total in (jsg.add_n([scalar] * count), jax.jit(jsg.add_n)([scalar] * count)):
+                assert (total.nse, total.data.tolist()) == (1, [2.0 * count])
+
+    def test_calls_are_compiled_where_jit_is_disabled(self, rng):
+        x = random_bcoo(rng)
+        with jax.disable_jit():
+            total = jsg.add(x, x)
+        np.testing.assert_array_equal(to_dense(total), 2 * to_dense(x))
 
     def test_dtypes_promote(self, rng):
         x = random_bcoo(rng, dtype=np.int16, index_dtype=np.int8)
@@ -453,6 +465,25 @@ class TestRefusals:
         narrow = BCSR((jnp.ones(100), jnp.zeros(100, jnp.int8), jnp.array([0, 100], jnp.int8)), shape=(1, 100))
         with pytest.raises(ValueError, match="`nse` must not exceed 127, the largest number of the operands' `indptr`"):
             jax.jit(jsg.add)(narrow, narrow)
+
+    def test_of_arrays_that_do_not_fit_together(self, rng):
+        x, y = random_bcoo(rng, ((3, *SHAPE), 1, 0)), random_bcsr(rng)
+
+        def refuse(operand, message, **arrays):
+            leaves, treedef = jax.tree.flatten_with_path(operand)
+            names = ["data", "indices", "indptr"]
+            broken = jax.tree.unflatten(treedef, [arrays.get(n, v) for n, (_, v) in zip(names, leaves, strict=False)])
+            with pytest.raises(ValueError, match=message):
+                jsg.add(broken, operand)
+
+        refuse(
+            x,
+            r"`x.data` must have batch dimensions \(3,\) \(or 1\) and then \(7,\); got shape \(3, 5\)",
+            data=jnp.ones((3, 5)),
+        )
+        refuse(x, r"`x.indices` must have batch .* and then \(7, 2\); got shape \(2, 7, 2\)", indices=x.indices[:2])
+        refuse(y, r"`x.data` must have shape \(7,\); got shape \(6,\)", data=y.data[1:])
+        refuse(y, r"`x.indptr` must have shape \(7,\); got shape \(6,\)", indptr=y.indptr[1:])
 
     def test_of_data_where_it_is_concrete(self, rng):
         x = random_bcoo(rng, ((3, *SHAPE), 1, 0))

@@ -39,7 +39,7 @@ def tensors(draw, in_bounds=True):
 @partial(jax.jit, static_argnums=0)
 def add_and_pull(shape, a, b, x, y, weight):
     output, pull = jax.vjp(lambda x, y: jsg.sparse_add(a, x, shape, b, y, shape, nse=2 * LENGTH).sum_values, x, y)
-    plan = jsg.plan_sparse_add(a, b, shape=shape)
+    plan = jsg.plan_sparse_add(a, b, shape=shape, nse=2 * LENGTH)
     return plan.indices, plan.nnz, output, plan(x, y), pull(weight)
 
 
