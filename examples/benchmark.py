@@ -7,8 +7,8 @@ is its two raw ops, run eagerly on the CPU. First every answer is compared with 
 disagrees is left out, and said to be. Then all are timed in turns: in each round every contender runs for about 20 ms,
 and the medians over the rounds count. The ratio beside a time is that of ours to it: below 1, ours is faster.
 
-The line "copy" is what the memory allows: a plain copy, by NumPy, of the bytes of operands and result (int32 indices
-and values; with the backward pass also the incoming gradient and the two outgoing ones).
+The line "copy" is a plain copy, by NumPy, of the bytes of operands and result (int32 indices and values; with the
+backward pass also the incoming gradient and the two outgoing ones). Plans leave the indices alone: they may pass below.
 
 A table "what else" measures ours alone: wide keys, operands out of order, hybrid values, many operands, large sizes,
 eager calls and memory. On an NVIDIA GPU ours is also timed there, beside PyTorch and CuPy.
