@@ -1,5 +1,6 @@
 """Differentiable addition of sparse tensors for JAX: TensorFlow's SparseAdd and SparseAddGrad, containers, plans."""
 
+from jax_sparse_grad import sharded
 from jax_sparse_grad._containers import add, add_n
 from jax_sparse_grad._plan import SparseAddPlan, plan_sparse_add
 from jax_sparse_grad._sparse_add import SparseAddOutput, sparse_add
@@ -12,6 +13,7 @@ __all__ = [
     "add",
     "add_n",
     "plan_sparse_add",
+    "sharded",
     "sparse_add",
     "sparse_add_grad",
 ]

@@ -6,11 +6,15 @@ the check stands inside a primitive that is the identity to everyone but `checki
 `call_jaxpr` as a call, and asks it to bind the checked body instead.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.extend.core
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 from jax.interpreters import ad, batching, mlir
@@ -43,8 +47,18 @@ def guard(tree: T, ok: jax.Array, message: str, **data: jax.Array) -> T:
     return jax.tree.unflatten(treedef, guarded)
 
 
-class _Guard(jax.extend.core.Primitive):
-    """`operands[-count:]`, whose `call_jaxpr` says the same with a check."""
+def join_errors(tree: T) -> T:
+    """The same arrays; what `checkify` knows by then of each device for itself becomes one error of them all.
+
+    To be called on what goes into `shard_map` and on what comes out: backwards, the one is the other.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    joined = _join.bind(*leaves, call_jaxpr=_trace(lambda *leaves: leaves, leaves), count=len(leaves))
+    return jax.tree.unflatten(treedef, joined)
+
+
+class _CheckedCall(jax.extend.core.Primitive):
+    """`operands[-count:]`, whose `call_jaxpr` says the same, perhaps with a check."""
 
     multiple_results = True
 
@@ -53,8 +67,35 @@ class _Guard(jax.extend.core.Primitive):
         if not subfuns and hasattr(operands[0], "call_wrapped"):
             subfuns, operands = operands[:1], operands[1:]
         if subfuns:
-            return subfuns[0].call_wrapped(*operands)
+            return subfuns[0].call_wrapped(*self.checked_operands(operands, params["count"]))
         return super().bind(*operands, **params)
+
+    def checked_operands(self, operands: Sequence[Any], count: int) -> Sequence[Any]:
+        """Of the checked body: what is known of errors, and the operands."""
+        del count
+        return operands
+
+
+class _Join(_CheckedCall):
+    def checked_operands(self, operands: Sequence[Any], count: int) -> Sequence[Any]:
+        errors = operands[: len(operands) - count]
+        return *_join_axes(errors), *operands[len(errors) :]
+
+
+def _join_axes(errors: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """The arrays of JAX's errors without the axes of devices: of each error first a flag, behind all flags the rest."""
+    flags = list(itertools.takewhile(lambda leaf: leaf.dtype == bool, errors))
+    if len({flag.ndim for flag in flags}) != 1 or flags[0].ndim == 0:
+        return errors
+    raised = functools.reduce(jnp.logical_or, (jnp.any(flag, axis=range(1, flag.ndim)) for flag in flags))
+    # One device for all, by sums: what is sharded cannot always be indexed.
+    chosen = jnp.arange(raised.shape[0]) == jnp.argmax(raised)
+
+    def choose(leaf: jax.Array) -> jax.Array:
+        kept = jnp.where(chosen.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros((), leaf.dtype))
+        return jnp.any(kept, axis=0) if leaf.dtype == bool else jnp.sum(kept, axis=0, dtype=leaf.dtype)
+
+    return _join_axes([choose(leaf) for leaf in errors])
 
 
 def _identity(*operands: Any, call_jaxpr: Any, count: int) -> Sequence[Any]:
@@ -63,11 +104,11 @@ def _identity(*operands: Any, call_jaxpr: Any, count: int) -> Sequence[Any]:
 
 
 def _batch(
-    operands: Sequence[jax.Array], dims: Sequence[int | None], *, call_jaxpr: Any, count: int
+    primitive: _CheckedCall, operands: Sequence[jax.Array], dims: Sequence[int | None], *, call_jaxpr: Any, count: int
 ) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
     out_dims = dims[len(dims) - count :]
     checked = jax.vmap(jax.extend.core.jaxpr_as_fun(call_jaxpr), in_axes=tuple(dims), out_axes=list(out_dims))
-    return _guard.bind(*operands, call_jaxpr=_trace(checked, operands), count=count), out_dims
+    return primitive.bind(*operands, call_jaxpr=_trace(checked, operands), count=count), out_dims
 
 
 def _differentiate(
@@ -76,13 +117,34 @@ def _differentiate(
     return _guard.bind(*operands, call_jaxpr=call_jaxpr, count=count), tangents[len(tangents) - count :]
 
 
+def _differentiate_join(
+    operands: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: Any, count: int
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    return _join.bind(*operands, call_jaxpr=call_jaxpr, count=count), _join_some(tangents)
+
+
+def _transpose_join(cotangents: Sequence[Any], *_: Any, call_jaxpr: Any, count: int) -> Sequence[Any]:
+    del call_jaxpr, count
+    return _join_some(cotangents)
+
+
+def _join_some(arrays: Sequence[Any]) -> Sequence[Any]:
+    """`join_errors` of those that are not known to be zero."""
+    some = [array for array in arrays if type(array) is not ad.Zero]
+    joined = iter(join_errors(some) if some else ())
+    return [array if type(array) is ad.Zero else next(joined) for array in arrays]
+
+
 def _trace(function: Callable[..., Any], operands: Sequence[jax.Array]) -> Any:
     return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in operands))
 
 
-_guard = _Guard("sparse_add_guard")
-_guard.def_impl(_identity)
-_guard.def_abstract_eval(_identity)
-mlir.register_lowering(_guard, mlir.lower_fun(_identity, multiple_results=True))
-batching.primitive_batchers[_guard] = _batch
+_guard, _join = _CheckedCall("sparse_add_guard"), _Join("sparse_add_join_errors")
+for _primitive in (_guard, _join):
+    _primitive.def_impl(_identity)
+    _primitive.def_abstract_eval(_identity)
+    mlir.register_lowering(_primitive, mlir.lower_fun(_identity, multiple_results=True))
+    batching.primitive_batchers[_primitive] = partial(_batch, _primitive)
 ad.primitive_jvps[_guard] = _differentiate
+ad.primitive_jvps[_join] = _differentiate_join
+ad.primitive_transposes[_join] = _transpose_join

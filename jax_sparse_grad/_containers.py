@@ -102,11 +102,55 @@ def add_n(operands: Sequence[Any], *, nse: Any = None, assume_canonical: bool = 
 
     Mirrors `tf.add_n`, for sparse operands.
     """
+    return _add_all(*name_operands(operands), nse, assume_canonical)
+
+
+def as_bcoo(data: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> BCOO:
+    """The BCOO of entries in any order."""
+    return BCOO((data, indices), shape=shape)
+
+
+def index_dtype(shape: tuple[int, ...]) -> np.dtype:
+    """The dtype of indices that come without one of JAX's."""
+    return np.dtype(np.int32 if max(shape, default=0) <= np.iinfo(np.int32).max else np.int64)
+
+
+def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """The index rows `[nnz, ndims]`, values `[nnz, *dense]` and shape of a BCOO, a BCSR or a SciPy matrix, in numpy.
+
+    Padding is left out.
+    """
+    if not _validation.is_concrete(operand):
+        raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
+    shape = tuple(operand.shape) if hasattr(operand, "shape") else ()
+    if isinstance(operand, BCOO | BCSR):
+        n_batch, n_sparse = _common_layout({name: operand})
+        if n_batch or not n_sparse:
+            raise ValueError(f"`{name}` must have n_batch 0, and rows; got n_batch {n_batch} and n_sparse {n_sparse}")
+        indices, values = np.asarray(_indices_of(name, operand)), np.asarray(operand.data)
+    elif hasattr(operand, "tocoo"):
+        coordinates = operand.tocoo()
+        indices = np.stack(coordinates.coords, axis=1).astype(index_dtype(shape))
+        values = _validation.as_host_array(f"{name}.data", coordinates.data)
+    else:
+        raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {type(operand).__name__}")
+    _validation.as_numeric(f"{name}.data", values[:0])
+    sizes = shape[: indices.shape[1]]
+    _validation.check_sizes_fit(f"{name}.shape", sizes, indices.dtype)
+    inside = np.all((indices >= 0) & (indices < np.array(sizes)), axis=1)
+    if not inside.all():
+        _keys.guard_rows(f"{name}.indices", jnp.asarray(indices), sizes)
+        indices, values = indices[inside], values[inside]
+    return indices, values, shape
+
+
+def name_operands(operands: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+    """What the operands of `add_n` are called in messages, and themselves."""
     if not isinstance(operands, list | tuple):
         raise TypeError(f"`operands` must be a list or tuple, got {type(operands).__name__}")
     if not operands:
         raise ValueError("`operands` must hold at least one operand")
-    return _add_all(tuple(f"operands[{k}]" for k in range(len(operands))), operands, nse, assume_canonical)
+    return tuple(f"operands[{k}]" for k in range(len(operands))), operands
 
 
 def _add_all(names: Sequence[str], operands: Sequence[Any], nse: Any, assume_canonical: bool) -> Any:
@@ -118,7 +162,7 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], nse: Any, assume_can
             sparse[name] = operand
         else:
             dense[name] = _as_dense(name, operand)
-    shape = _common_shape(names, operands)
+    shape = common_shape(names, operands)
     n_batch, n_sparse = _common_layout(sparse)
     sparse_shape = shape[n_batch : n_batch + n_sparse]
 
@@ -147,7 +191,8 @@ def _as_dense(name: str, operand: Any) -> jax.Array:
     return _validation.as_numeric(name, operand)
 
 
-def _common_shape(names: Sequence[str], operands: Sequence[Any]) -> tuple[int, ...]:
+def common_shape(names: Sequence[str], operands: Sequence[Any]) -> tuple[int, ...]:
+    """The shape of all operands."""
     shapes = [tuple(operand.shape) for operand in operands]
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
@@ -284,16 +329,16 @@ def _add_to_dense(
 ) -> jax.Array:
     if not _validation.is_concrete(indices):
         indices = guard_indices(Request(names, shape, None, False), indices)
-        return _scatter_add(dense, indices, values, shape)
+        return scatter_add(dense, indices, values, shape)
     padded = pad_indices(indices, shape)
     _validation.call_concretely(lambda: _keys.guard_concrete(names, padded, shape))
     if _validation.is_concrete(values):
-        return _scatter_add(dense, padded, pad_values(values, padded), shape)
-    return _scatter_add(dense, indices, values, shape)
+        return scatter_add(dense, padded, pad_values(values, padded), shape)
+    return scatter_add(dense, indices, values, shape)
 
 
 @partial(jax.jit, static_argnums=3)
-def _scatter_add(
+def scatter_add(
     dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...], shape: tuple[int, ...]
 ) -> jax.Array:
     """The dense array with values added at indices; its transpose is a gather."""

@@ -87,7 +87,7 @@ def guard_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> 
 @partial(jax.jit, static_argnums=1)
 def _facts(operands: tuple[jax.Array, ...], shape: tuple[int, ...]) -> jax.Array:
     def facts(*operands: jax.Array) -> jax.Array:
-        valid = [all_true(~_is_bad(rows, shape)) for rows in operands]
+        valid = [all_true(~is_bad(rows, shape)) for rows in operands]
         canonical = [is_canonical(ravel(rows, shape)) for rows in operands]
         return jnp.stack([functools.reduce(jnp.logical_and, flags) for flags in (valid, canonical)])
 
@@ -117,12 +117,12 @@ def guard_canonical(name: str, indices: jax.Array, shape: tuple[int, ...]) -> ja
 @partial(jax.jit, static_argnums=1)
 def _first_bad_row(indices: jax.Array, shape: tuple[int, ...] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Whether there is none; its number and its content (some row's if there is none)."""
-    bad = _is_bad(indices, shape)
+    bad = is_bad(indices, shape)
     row = jnp.argmax(bad)
     return ~jnp.any(bad), row, indices[row]
 
 
-def _is_bad(indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
+def is_bad(indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
     columns = columns_of(indices)
     if shape is None:
         bad = jnp.zeros(indices.shape[0], bool)

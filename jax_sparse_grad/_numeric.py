@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jax import lax
 
 from jax_sparse_grad._primitives import gather, if_all, iota_like, vary_alike
 from jax_sparse_grad._union import Placement, Union, entry_counts
+
+R = TypeVar("R")
 
 
 @jax.jit
@@ -74,6 +77,17 @@ def _pick_node(union: Union, cotangent: jax.Array) -> Iterator[jax.Array]:
             yield picked
         else:
             yield from _pick_node(child, picked)
+
+
+@jax.jit
+def poison_unless(sound: jax.Array, values: jax.Array) -> jax.Array:
+    """`values`, or throughout what an overflowed sum holds; tangents and cotangents are poisoned too."""
+
+    def poison(sound: jax.Array, parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return (_poison(~sound, parts[0]),)
+
+    (poisoned,) = _linear(poison, poison, sound, (values,), [values.shape[0]])
+    return poisoned
 
 
 def _poison_overflow(union: Union, values: jax.Array) -> jax.Array:
@@ -135,13 +149,13 @@ def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Arr
 
 
 def _linear(
-    apply: Callable[[Union, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
-    transpose: Callable[[Union, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
-    union: Union,
+    apply: Callable[[R, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
+    transpose: Callable[[R, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
+    data: R,
     x: tuple[jax.Array, ...],
     y_sizes: Sequence[int],
 ) -> tuple[jax.Array, ...]:
-    """`apply(union, x)`, arrays of `y_sizes` rows: linear in x, with the given transpose, under every transformation.
+    """`apply(data, x)`, arrays of `y_sizes` rows: linear in x, with the given transpose, under every transformation.
 
     `custom_vjp` would bar forward mode, and nothing else in JAX lets a transpose be named and be batched but
     `lax.custom_linear_solve`: its `solve` is any linear map of a space to itself whose transpose is `transpose_solve`
@@ -151,8 +165,8 @@ def _linear(
     have a tangent.)
     """
     if not jnp.issubdtype(x[0].dtype, jnp.inexact):
-        return apply(union, x)
-    union, x = vary_alike((union, x))
+        return apply(data, x)
+    data, x = vary_alike((data, x))
     x_sizes = [part.shape[0] for part in x]
 
     def zeros(sizes: Sequence[int]) -> tuple[jax.Array, ...]:
@@ -168,7 +182,7 @@ def _linear(
     solved = lax.custom_linear_solve(
         lambda b: b,
         jnp.concatenate([*x, *zeros(y_sizes)]),
-        solve=lambda _, b: jnp.concatenate([*zeros(x_sizes), *apply(union, split(b)[0])]),
-        transpose_solve=lambda _, c: jnp.concatenate([*transpose(union, split(c)[1]), *zeros(y_sizes)]),
+        solve=lambda _, b: jnp.concatenate([*zeros(x_sizes), *apply(data, split(b)[0])]),
+        transpose_solve=lambda _, c: jnp.concatenate([*transpose(data, split(c)[1]), *zeros(y_sizes)]),
     )
     return split(solved)[1]

@@ -154,7 +154,7 @@ def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan
     indices = guard_indices(request, indices)
     bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
-    plan = _unite(indices, request.shape, nse, request.assume_canonical or None, request.assume_canonical)
+    plan = unite_plan(indices, request.shape, nse, request.assume_canonical or None, request.assume_canonical)
     return guard_nse(plan, plan.nnz, nse, bound)
 
 
@@ -162,7 +162,7 @@ def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAd
     """The plan of concrete indices: at the exact size, by functions that are compiled for few sizes."""
     padded = pad_indices(indices, request.shape)
     canonical = known_canonical(request, padded)
-    roomy = _unite(padded, request.shape, most_rows(padded), canonical, request.assume_canonical)
+    roomy = unite_plan(padded, request.shape, most_rows(padded), canonical, request.assume_canonical)
     nse = exact_nse(request, roomy.nnz, indices)
     union = _union.fit(roomy.union, nse, (rows.shape[-2] for rows in indices))
     fitted = _buckets.resize(roomy.indices, nse, request.shape, n_batch_of(indices))
@@ -171,7 +171,7 @@ def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAd
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _unite(
+def unite_plan(
     operands: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int, canonical: bool | None, promised: bool
 ) -> SparseAddPlan:
     def make(indices: jax.Array, union: Union) -> SparseAddPlan:
@@ -189,7 +189,7 @@ def add_once(
 ) -> tuple[jax.Array, jax.Array]:
     """The indices and values of a sum of `indices [*batch, nnz_k, ndims]` and `values [*batch, nnz_k, *dense]`."""
     if _validation.is_concrete(indices, values):
-        add = partial(_unite_and_add, request.shape)
+        add = partial(unite_and_add, request.shape)
         return _validation.call_concretely(lambda: add_in_buckets(add, request, indices, values))
     if _validation.is_concrete(indices):
         plan = make_plan(request, indices)
@@ -198,12 +198,12 @@ def add_once(
     bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
     canonical = request.assume_canonical or None
-    sum_indices, sum_values, nnz = _unite_and_add(request.shape, indices, values, nse, canonical)
+    sum_indices, sum_values, nnz = unite_and_add(request.shape, indices, values, nse, canonical)
     return guard_nse(sum_indices, nnz, nse, bound), sum_values
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
-def _unite_and_add(
+def unite_and_add(
     shape: tuple[int, ...],
     indices: tuple[jax.Array, ...],
     values: tuple[jax.Array, ...],
@@ -213,7 +213,7 @@ def _unite_and_add(
     """The indices, values and true number of entries of a sum, without a plan that outlives it."""
     n_batch = n_batch_of(indices)
     if any(_is_shared(indices, k) and not _is_shared(values, k) for k in range(n_batch)):
-        plan = _unite(indices, shape, nse, canonical, bool(canonical))
+        plan = unite_plan(indices, shape, nse, canonical, bool(canonical))
         return plan.indices, map_batches(add_values, n_batch)(plan.union, values), plan.nnz
 
     def add(indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

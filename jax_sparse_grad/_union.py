@@ -157,6 +157,12 @@ def fit(union: Union, nse: int, sizes: Iterator[int]) -> Union:
     return Union(union.nnz, children, placements)
 
 
+def truncate(union: Union, nse: int) -> Union:
+    """The same node with its first `nse` slots only, which must hold all of its entries."""
+    placements = tuple(placement._replace(sources=placement.sources[:nse]) for placement in union.placements)
+    return union._replace(placements=placements)
+
+
 def restrict(
     indices: jax.Array, union: Union, keep: jax.Array, shape: tuple[int, ...], nse: int
 ) -> tuple[jax.Array, Union]:
@@ -174,7 +180,7 @@ def restrict(
         for placement in union.placements
     )
     restricted = union._replace(nnz=jnp.sum(keep, dtype=jnp.int32), placements=placements)
-    return _pick_rows([indices], [former], shape), restricted
+    return pick_rows([indices], [former], shape), restricted
 
 
 def placement_of(positions: jax.Array, nse: int) -> Placement:
@@ -221,10 +227,10 @@ def _resize(
     size = rows.shape[0]
     entries, slots = jnp.arange(size, dtype=jnp.int32), jnp.arange(nse, dtype=jnp.int32)
     positions, sources = jnp.where(entries < nnz, entries, max(size, nse)), jnp.where(slots < nnz, slots, size)
-    return _pick_rows([rows], [sources], shape), nnz, (Placement(positions, sources),)
+    return pick_rows([rows], [sources], shape), nnz, (Placement(positions, sources),)
 
 
-def _pick_rows(lists: Sequence[jax.Array], sources: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+def pick_rows(lists: Sequence[jax.Array], sources: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
     """Index rows `rows[sources]` of the first list for which that is in bounds; padding if there is none."""
     columns = []
     for dim, size in enumerate(shape):
@@ -260,7 +266,7 @@ def _sort_lists(
         )
 
     in_slots = place_first(entries)
-    indices = _pick_rows(lists, in_slots, shape)
+    indices = pick_rows(lists, in_slots, shape)
 
     def by_entry() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         return in_slots, tuple(map(iota_like, positions))

@@ -69,20 +69,20 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def as_nse(nse: Any) -> int | None:
+def as_nse(nse: Any, name: str = "nse") -> int | None:
     """The number of stored entries to make room for, or None."""
     if nse is None:
         return None
     if not is_concrete(nse):
-        raise TypeError("`nse` must be known while tracing, got a traced array; pass an int or mark it static")
+        raise TypeError(f"`{name}` must be known while tracing, got a traced array; pass an int or mark it static")
     try:
         size = operator.index(nse)
     except TypeError:
         size = None
     if size is None or isinstance(nse, bool):
-        raise TypeError(f"`nse` must be an int or None, got {nse!r}")
+        raise TypeError(f"`{name}` must be an int or None, got {nse!r}")
     if not 0 <= size <= MOST_ENTRIES:
-        raise ValueError(f"`nse` must not be negative, nor exceed {MOST_ENTRIES}; got {size}")
+        raise ValueError(f"`{name}` must not be negative, nor exceed {MOST_ENTRIES}; got {size}")
     return size
 
 
@@ -103,14 +103,29 @@ def as_array(name: str, array: Any) -> jax.Array:
             converted = jax.device_put(array) if isinstance(array, np.ndarray) else jnp.asarray(array)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must be an array, got {type(array).__name__}") from error
-    if is_concrete(array) and jnp.issubdtype(converted.dtype, jnp.integer):
-        given, limits = np.asarray(array), np.iinfo(converted.dtype)
-        if given.size and (given.min() < limits.min or given.max() > limits.max):
-            raise ValueError(
-                f"`{name}` must fit {converted.dtype}, got values from {given.min()} to {given.max()}; "
-                "set `jax_enable_x64` to use 64-bit integers"
-            )
+    if is_concrete(array):
+        _check_fits(name, np.asarray(array), converted.dtype)
     return converted
+
+
+def _check_fits(name: str, given: np.ndarray, dtype: np.dtype) -> None:
+    """No integer changes where JAX has no wider dtype for it."""
+    if not jnp.issubdtype(dtype, jnp.integer) or given.size == 0:
+        return
+    limits = np.iinfo(dtype)
+    if given.min() < limits.min or given.max() > limits.max:
+        raise ValueError(
+            f"`{name}` must fit {dtype}, got values from {given.min()} to {given.max()}; "
+            "set `jax_enable_x64` to use 64-bit integers"
+        )
+
+
+def as_host_array(name: str, array: Any, dtype: Any = None) -> np.ndarray:
+    """A concrete array as one of numpy, in the dtype that JAX has for it (or for `dtype`), no integer changed."""
+    host = np.asarray(array)
+    canonical = jax.dtypes.canonicalize_dtype(host.dtype if dtype is None else dtype)
+    _check_fits(name, host, canonical)
+    return host.astype(canonical, copy=False)
 
 
 def as_integers(name: str, integers: Any) -> jax.Array:
@@ -140,22 +155,43 @@ def as_common_indices(names: Sequence[str], indices: Sequence[Any]) -> tuple[jax
     return promote_indices(names, [as_indices(name, array) for name, array in zip(names, indices, strict=True)])
 
 
-def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """Indices `[*batch, nnz, ndims]` of several tensors with equal `ndims`, brought to one dtype."""
+def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: int = 1) -> tuple[jax.Array, ...]:
+    """Indices `[*batch, nnz, ndims]` of several tensors with equal `ndims`, brought to one dtype.
+
+    `shards` is the number of devices that their rows are spread over.
+    """
     for name, array in zip(names[1:], arrays[1:], strict=True):
         if array.shape[-1] != arrays[0].shape[-1]:
             raise ValueError(
                 f"`{name}` must have as many columns (ndims) as `{names[0]}`; "
                 f"got {array.shape[-1]} and {arrays[0].shape[-1]}"
             )
-    total = sum(array.shape[-2] for array in arrays)
+    total = sum(array.shape[-2] for array in arrays) // shards
     if total > MOST_ENTRIES:
-        raise ValueError(f"`{'`, `'.join(names)}` must have at most {MOST_ENTRIES} rows together, got {total}")
+        where = " on each device" if shards > 1 else ""
+        raise ValueError(f"`{'`, `'.join(names)}` must have at most {MOST_ENTRIES} rows together{where}, got {total}")
     dtype = jnp.result_type(*arrays)
     if not jnp.issubdtype(dtype, jnp.integer):
         dtypes = ", ".join(str(array.dtype) for array in arrays)
         raise TypeError(f"`{'`, `'.join(names)}` must have a common integer dtype, got {dtypes}; cast one of them")
     return tuple(_cast(array, dtype) for array in arrays)
+
+
+def as_mesh(mesh: Any) -> jax.sharding.Mesh:
+    """A mesh of devices."""
+    if not isinstance(mesh, jax.sharding.Mesh):
+        raise TypeError(f"`mesh` must be a `jax.sharding.Mesh`, got {type(mesh).__name__}")
+    return mesh
+
+
+def as_axis(axis: Any, mesh: jax.sharding.Mesh) -> str | tuple[str, ...]:
+    """One or several axes of a mesh by name."""
+    names = (axis,) if isinstance(axis, str) else axis
+    if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`axis` must be the name of a mesh axis, or a tuple of names; got {axis!r}")
+    if not set(names) <= set(mesh.axis_names) or len(set(names)) < len(names):
+        raise ValueError(f"`axis` must name axes of the mesh, which are {mesh.axis_names}; got {axis!r}")
+    return names[0] if len(names) == 1 else names
 
 
 def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indices: jax.Array) -> None:
@@ -170,7 +206,7 @@ def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indic
 
 def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Indices of the dtype can name all places of a shape, and padding."""
-    largest = np.iinfo(dtype).max
+    largest = np.iinfo(jax.dtypes.canonicalize_dtype(dtype)).max
     if any(size > largest for size in shape):
         remedy = "cast the indices to a wider dtype" if largest < 2**31 - 1 else "set `jax_enable_x64` and use int64"
         raise ValueError(

@@ -1,0 +1,193 @@
+"""`add` and `add_n` of row-sharded operands: every device adds its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad._numeric import poison_unless
+from jax_sparse_grad._plan import unite_and_add
+from jax_sparse_grad.sharded._guards import common_pattern, fullest, guard_capacity, is_sound, most_in_shard
+from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
+from jax_sparse_grad.sharded._operand import RowSharded
+from jax_sparse_grad.sharded._plan import add_planned, make_plan
+
+
+def add(x: Any, y: Any, *, capacity: int | None = None, assume_canonical: bool = False) -> Any:
+    """Add two row-sharded sparse matrices or tensors, or one of them and a dense one, differentiably in both.
+
+    Args:
+      x: a `RowSharded` with values `[shards * capacity_x, *dense]`, or an array.
+      y: the same, of the shape of `x`, at least one of the two a `RowSharded`. Two of these are spread over the same
+        axis of the same mesh with equal `row_starts`; capacities may differ. Dtypes promote as in `jnp`.
+      capacity: the number of entries that the sum stores in each shard, static. By default what the fullest shard needs
+        if all indices are concrete, otherwise the sum of the operands' capacities, which can never overflow.
+      assume_canonical: promise that each shard is sorted, unique, padded only at its end and holds only rows of its
+        range, and skip the checks.
+
+    Returns:
+      A `RowSharded` partitioned as the operands, each shard sorted, unique, padding last. With a dense operand, a dense
+      array, replicated.
+
+    Raises:
+      TypeError: no operand is a `RowSharded`; one is neither that nor an array; a static argument is traced.
+      ValueError: shapes, meshes or axes differ. Where they are concrete: `row_starts` differ, indices lie outside the
+        shape or the range of their shard, or a shard of the sum does not fit `capacity` (the error names it); in a
+        program of several processes, all of them raise. Under `jit` the latter are reported by `checkify`; without it,
+        indices outside the shape count as padding, and a shard that overflows or holds rows of others is poisoned (all
+        are, if `row_starts` differ): NaN in all its values, the minimum of a signed, the maximum of an unsigned integer
+        dtype.
+
+    Example:
+      >>> import jax, numpy as np, jax_sparse_grad as jsg
+      >>> from jax.experimental.sparse import BCOO
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> a, b = (BCOO.fromdense(np.eye(16, k=k, dtype=np.float32)) for k in (0, 1))
+      >>> starts = jsg.sharded.balanced_row_starts([a, b], jax.device_count())
+      >>> x, y = (jsg.sharded.partition(each, mesh, "rows", row_starts=starts) for each in (a, b))
+      >>> total = jsg.sharded.add(x, y)
+      >>> int(total.nnz.sum()), total.matrix.todense()[:2, :3].tolist()
+      (31, [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+      >>> loss = lambda data: (jsg.sharded.add(x.with_data(data), y).data ** 2).sum()
+      >>> gradient = jax.jit(jax.grad(loss))(x.data)
+      >>> float(gradient.sum()), gradient.sharding.spec
+      (32.0, P('rows',))
+
+    Under every JAX transformation, forward mode too. No device waits for another: neither the sum nor its gradient
+    communicates, but for a dense operand, whose replicated sum takes one all-reduce.
+
+    Mirrors `jax_sparse_grad.add`.
+    """
+    return _add_all(("x", "y"), (x, y), capacity, assume_canonical)
+
+
+def add_n(operands: Sequence[Any], *, capacity: int | None = None, assume_canonical: bool = False) -> Any:
+    """Add any number of row-sharded sparse matrices or tensors, and dense ones, in one pass over all patterns.
+
+    Args:
+      operands: a list or tuple of `RowSharded` and arrays, as for `add`; at least one of the former. A single one is
+        brought to canonical form.
+      capacity: as for `add`.
+      assume_canonical: as for `add`.
+
+    Returns:
+      A `RowSharded`; with a dense operand, a dense array, replicated.
+
+    Raises:
+      TypeError: as for `add`; `operands` is not a list or tuple.
+      ValueError: as for `add`; `operands` is empty.
+
+    Example:
+      >>> import jax, numpy as np, jax_sparse_grad as jsg
+      >>> from jax.experimental.sparse import BCOO
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> bands = [BCOO.fromdense(np.eye(16, k=k, dtype=np.float32)) for k in (-1, 0, 1)]
+      >>> starts = jsg.sharded.balanced_row_starts(bands, jax.device_count())
+      >>> total = jsg.sharded.add_n([jsg.sharded.partition(band, mesh, "rows", row_starts=starts) for band in bands])
+      >>> int(total.nnz.sum())
+      46
+
+    Mirrors `jax_sparse_grad.add_n`.
+    """
+    return _add_all(*_containers.name_operands(operands), capacity, assume_canonical)
+
+
+def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assume_canonical: Any) -> Any:
+    size = _validation.as_nse(capacity, "capacity")
+    canonical = _validation.as_flag("assume_canonical", assume_canonical)
+    named = dict(zip(names, operands, strict=True))
+    sparse = {name: x for name, x in named.items() if isinstance(x, RowSharded)}
+    dense = [_as_dense(name, x) for name, x in named.items() if not isinstance(x, RowSharded)]
+    if not sparse:
+        raise TypeError("one of the operands must be a `RowSharded`, got arrays only; add those by `+`")
+    shape = _containers.common_shape(names, operands)
+    layout, indices = common_pattern(sparse, alike=not dense, canonical=canonical)
+    data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
+    promoted = _validation.promote_values([*data, *dense])
+    values, arrays = promoted[: len(data)], promoted[len(data) :]
+    if dense:
+        if size is not None:
+            raise ValueError(f"`capacity` must not be given where an operand is dense, for so is the sum; got {size}")
+        return _add_to_dense(layout, sum(arrays[1:], arrays[0]), indices, values)
+
+    starts = tuple(x.row_starts for x in sparse.values())
+    promise = canonical or None
+    bound = most_in_shard(layout, indices)
+    if not _validation.is_concrete(indices, starts):
+        size = bound if size is None else size
+        rows, total, nnz = _sum(layout, size, promise, starts, indices, values)
+        rows = guard_capacity(rows, layout, nnz, size, bound)
+    elif _validation.is_concrete(values):
+        rows, total, nnz = _validation.call_concretely(
+            lambda: _sum_exactly(layout, size, promise, starts, indices, values)
+        )
+    else:
+        plan = make_plan(layout, size, canonical, starts, indices)
+        return plan.with_data(add_planned(plan, values))
+    return RowSharded(total, rows, starts[0], nnz, shape, layout.mesh, layout.axis)
+
+
+def _as_dense(name: str, operand: Any) -> jax.Array:
+    if not isinstance(operand, jax.Array | np.ndarray):
+        raise TypeError(
+            f"`{name}` must be a `RowSharded` or an array, got {type(operand).__name__}; "
+            "`partition` makes one of a BCOO, a BCSR or a SciPy matrix"
+        )
+    return _validation.as_numeric(name, operand)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _sum(
+    layout: Layout,
+    capacity: int,
+    canonical: bool | None,
+    row_starts: tuple[jax.Array, ...],
+    indices: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The indices, values and true numbers of entries of a sum, shard by shard."""
+
+    def add_shard(row_starts: tuple[jax.Array, ...], operands: tuple[tuple[jax.Array, ...], ...]) -> Any:
+        indices, values = operands
+        rows, total, nnz = unite_and_add(layout.shape, indices, values, capacity, canonical)
+        if not canonical:
+            total = poison_unless(is_sound(layout, row_starts, indices), total)
+        return rows, total, nnz[None]
+
+    return on_shards(layout, add_shard, row_starts, (indices, values))
+
+
+def _sum_exactly(
+    layout: Layout,
+    capacity: int | None,
+    canonical: bool | None,
+    row_starts: tuple[jax.Array, ...],
+    indices: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same of concrete operands, with as much room as the fullest shard needs if none was asked for."""
+    bound = most_in_shard(layout, indices)
+    rows, total, nnz = _sum(layout, bound if capacity is None else capacity, canonical, row_starts, indices, values)
+    if capacity is not None:
+        return guard_capacity(rows, layout, nnz, capacity, bound), total, nnz
+    rows, total = cut(layout, int(fullest(layout, nnz)[0]), (rows, total))
+    return rows, total, nnz
+
+
+@partial(jax.jit, static_argnums=0)
+def _add_to_dense(
+    layout: Layout, dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
+) -> jax.Array:
+    def add_shard(dense: jax.Array, operands: tuple[tuple[jax.Array, ...], ...]) -> jax.Array:
+        # Not into `dense` itself: what all devices hold must count once. -0.0 changes no number it is added to.
+        nothing = jnp.full_like(dense, -np.zeros((), dense.dtype))
+        return dense + lax.psum(_containers.scatter_add(nothing, *operands, layout.shape), layout.axis)
+
+    return on_shards(layout, add_shard, dense, (indices, values), replicated_result=True)

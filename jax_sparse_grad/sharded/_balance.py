@@ -1,0 +1,140 @@
+"""Where to cut the rows, so that no device has more to merge than it must.
+
+On the host all is numpy, and nothing is as long as the rows are many.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_sparse_grad import _containers, _keys, _validation
+from jax_sparse_grad._primitives import at
+from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards
+from jax_sparse_grad.sharded._operand import RowSharded, layout_of
+
+SAMPLE = 4096  # rows of each shard by which cuts of what is sharded already are found: to within 1 / 4096 of a shard
+
+
+def balanced_row_starts(operands: Any, shards: int | None = None) -> np.ndarray:
+    """Choose where to cut the rows of operands that are to be added, so that the fullest shard is as empty as can be.
+
+    Args:
+      operands: a BCOO, a BCSR, a SciPy matrix or a `RowSharded`, or a list or tuple of these, of one number of rows.
+        All entries together count, since the sum merges them all. Where no process sees all of them, a sample does: the
+        cuts of every hundredth entry are those of all, but for what was missed.
+      shards: the number of shards; that of a `RowSharded` by default.
+
+    Returns:
+      `[shards + 1]` int64 of numpy, ascending from 0 to the number of rows, for `partition`, `from_shards` and
+      `repartition`. No cut of whole rows has a smaller largest number of entries (of `RowSharded` operands, none but by
+      1 / 4096 of a shard: these are sampled where they lie, and all processes get the same answer). Time and memory
+      grow with the entries, not with the rows.
+
+    Raises:
+      TypeError: an operand is neither sparse nor a `RowSharded`, or traced; `shards` is no int.
+      ValueError: the numbers of rows differ; there is no operand; `shards` is not positive.
+
+    Example:
+      >>> import numpy as np, jax_sparse_grad as jsg
+      >>> from jax.experimental.sparse import BCOO
+      >>> skewed = BCOO.fromdense(np.array([[1., 1., 1., 1.], [1., 1., 1., 0.], [1., 0., 0., 0.], [0., 1., 0., 0.]]))
+      >>> jsg.sharded.balanced_row_starts(skewed, 2).tolist()
+      [0, 1, 4]
+
+    Mirrors the one-dimensional partitioning of sparse matrices ("chains on chains"), solved exactly.
+    """
+    listed = operands if isinstance(operands, list | tuple) else [operands]
+    if not listed:
+        raise ValueError("`operands` must hold at least one operand")
+    count = _validation.as_nse(shards, "shards")
+    rows: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    sizes: list[int] = []
+    for k, operand in enumerate(listed):
+        name = f"operands[{k}]" if listed is operands else "operands"
+        if isinstance(operand, RowSharded):
+            if not _validation.is_concrete(operand):
+                raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
+            count = operand.shards if count is None else count
+            sample = _validation.call_concretely(partial(_sample_rows, operand))
+            rows.append(sample[0])
+            weights.append(sample[1])
+        else:
+            indices, _, _ = _containers.host_entries(name, operand)
+            rows.append(indices[:, 0])
+            weights.append(np.full(len(indices), SAMPLE, np.int64))
+        sizes.append(operand.shape[0])
+        if sizes[-1] != sizes[0]:
+            raise ValueError(f"`{name}` must have as many rows as the first; got {sizes[-1]} and {sizes[0]}")
+    if not count:
+        raise ValueError(f"`shards` must be a positive int where no operand is a `RowSharded`; got {shards}")
+    return balance(np.concatenate(rows), np.concatenate(weights), sizes[0], count)
+
+
+def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
+    """`SAMPLE` rows of each shard, and for how many entries each of them stands, times `SAMPLE`."""
+    rows, nnz = (np.asarray(each) for each in _sample(layout_of(x), x.indices))
+    return rows.reshape(-1)[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sample(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def sample(_: None, rows: jax.Array) -> Any:
+        entries = _keys.is_entry(rows, layout.shape)
+        nnz = jnp.sum(entries, dtype=jnp.int32)
+        # Those of entries come first, in their order, whatever padding lies between them.
+        first = jnp.sort(jnp.where(entries, rows[:, 0], layout.shape[0]))
+        places = (jnp.arange(SAMPLE) + 0.5) / SAMPLE
+        return from_all_shards(layout, (at(first, (places * nnz).astype(jnp.int32)), nnz))
+
+    return on_shards(layout, sample, None, indices, replicated_result=True)
+
+
+def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> np.ndarray:
+    """The starts of `shards` ranges of rows, of which the heaviest is as light as can be; `[shards + 1]`.
+
+    Rows may stand in any order and more than once; their weights are whole numbers. The least bound that greedily
+    filled ranges keep is found by halving: whether they do takes one binary search for each range.
+    """
+    distinct, place = np.unique(rows, return_inverse=True)
+    through = np.zeros(len(distinct) + 1, np.int64)  # the weight of all distinct rows before each
+    np.add.at(through, place + 1, weights)
+    heaviest = int(through.max(initial=0))
+    np.cumsum(through, out=through)
+    total = int(through[-1])
+
+    def cut(bound: int) -> np.ndarray:
+        ends = np.zeros(shards + 1, np.int64)
+        for k in range(shards):
+            ends[k + 1] = np.searchsorted(through, through[ends[k]] + bound, side="right") - 1
+        return ends
+
+    low, high = max(heaviest, -(-total // shards)), total
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cut(middle)[-1] == len(distinct) else (middle + 1, high)
+    starts: np.ndarray = np.append(distinct, n_rows)[cut(low)]
+    starts[0] = 0
+    return starts
+
+
+def even_starts(n_rows: int, shards: int) -> np.ndarray:
+    """The starts of `shards` ranges of equally many rows, as far as that goes."""
+    return np.array([n_rows * k // shards for k in range(shards + 1)], np.int64)
+
+
+def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> np.ndarray:
+    """Concrete starts of `shards` ranges that cover all rows."""
+    starts = np.asarray(row_starts)
+    if not np.issubdtype(starts.dtype, np.integer):
+        raise TypeError(f"`row_starts` must be integers, got {starts.dtype}")
+    if starts.shape != (shards + 1,):
+        raise ValueError(f"`row_starts` must have shape {(shards + 1,)}, one more than shards; got {starts.shape}")
+    if starts[0] != 0 or starts[-1] != n_rows or np.any(starts[1:] < starts[:-1]):
+        raise ValueError(f"`row_starts` must ascend from 0 to {n_rows}, the number of rows; got {starts}")
+    return starts.astype(np.int64)

@@ -1,0 +1,85 @@
+"""The mesh: what lies on which device, and functions that run on each device for its own shard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_sparse_grad._checks import join_errors
+from jax_sparse_grad._primitives import at
+
+T = TypeVar("T")
+Axis = str | tuple[str, ...]
+
+
+class Layout(NamedTuple):
+    """What is static in a sharded sum: the sparse shape, and where its rows are spread."""
+
+    shape: tuple[int, ...]
+    mesh: Mesh
+    axis: Axis
+
+    @property
+    def shards(self) -> int:
+        return count_shards(self.mesh, self.axis)
+
+
+def count_shards(mesh: Mesh, axis: Axis) -> int:
+    """The number of shards along an axis, or several."""
+    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+
+
+def replicate(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """The same array on all devices."""
+    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, PartitionSpec()), array.__getitem__)
+
+
+def on_shards(
+    layout: Layout,
+    function: Callable[[Any, Any], Any],
+    replicated: Any,
+    sharded: Any,
+    *,
+    replicated_result: bool = False,
+) -> Any:
+    """`function(replicated, sharded)` on every device: arrays of the latter, and of the result, are its own shard."""
+    own, same = PartitionSpec(layout.axis), PartitionSpec()
+    out = same if replicated_result else own
+    mapped = jax.shard_map(function, mesh=layout.mesh, in_specs=(same, own), out_specs=out)
+    return join_errors(mapped(*join_errors((replicated, sharded))))
+
+
+def from_all_shards(layout: Layout, tree: T) -> T:
+    """The arrays of all shards, stacked: `[shards, ...]`, the same on all devices (`shard_map` knows that of sums)."""
+
+    def stack(array: jax.Array) -> jax.Array:
+        wide = array.astype(jnp.promote_types(array.dtype, np.int32))  # not all collectives know narrow integers
+        slots = jnp.zeros((layout.shards, *wide.shape), wide.dtype)
+        return lax.psum(slots.at[lax.axis_index(layout.axis)].set(wide), layout.axis)
+
+    return jax.tree.map(stack, tree)
+
+
+def own_range(layout: Layout, row_starts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first row of this device's range, and the one behind its last."""
+    shard = lax.axis_index(layout.axis)
+    return at(row_starts, shard), at(row_starts, shard + 1)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def cut(layout: Layout, capacity: int, tree: T) -> T:
+    """The first `capacity` rows of each shard."""
+
+    def cut(_: None, tree: T) -> T:
+        return jax.tree.map(lambda leaf: leaf[:capacity], tree)
+
+    cut_tree: T = on_shards(layout, cut, None, tree)
+    return cut_tree

@@ -1,0 +1,113 @@
+"""The operands of sharded sums: a BCOO whose rows are spread over a mesh axis."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["data", "indices", "row_starts", "nnz"],
+    meta_fields=["shape", "mesh", "axis"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RowSharded:
+    """A sparse matrix or tensor whose rows (indices of its first dimension) are spread over an axis of a device mesh.
+
+    Made by `partition`, `from_shards`, `repartition` and sums. A pytree, of which gradients and optimisers should see
+    `data` alone: `x.with_data(values)` puts other values on the same pattern.
+
+    Attributes:
+      data: `[shards * capacity, *dense]`, the values, sharded along their first axis.
+      indices: `[shards * capacity, ndims]`, any integer dtype, sharded alike. Shard d holds the entries of the rows
+        `row_starts[d] ... row_starts[d + 1] - 1`, in any order, and padding, whose every index equals the shape.
+      row_starts: `[shards + 1]`, ascending from 0 to the number of rows; replicated.
+      nnz: `[shards]` int32, sharded: the number of entries of each shard. If one of a sum exceeds `capacity`, the
+        shard has overflowed, and its values are poisoned.
+      shape: the dense shape, `ndims` sizes and those of the dense dimensions (static).
+      mesh: the device mesh (static).
+      axis: the axis of the mesh, or a tuple of axes; along all others, everything is replicated (static).
+
+    Example:
+      >>> import jax, numpy as np, jax_sparse_grad as jsg
+      >>> from jax.experimental.sparse import BCOO
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> x = jsg.sharded.partition(BCOO.fromdense(np.eye(16, dtype=np.float32)), mesh, "rows")
+      >>> int(x.nnz.sum()), (x.matrix @ np.arange(16.)).tolist()[:3]
+      (16, [0.0, 1.0, 2.0])
+
+    Mirrors `jax.experimental.sparse.BCOO`, with its nse axis sharded.
+    """
+
+    data: jax.Array
+    indices: jax.Array
+    row_starts: jax.Array
+    nnz: jax.Array
+    shape: tuple[int, ...]
+    mesh: Mesh
+    axis: Axis
+
+    @property
+    def matrix(self) -> Any:
+        """The same as a plain BCOO, without a copy: `todense`, `@` and the rest of JAX's operations work on it.
+
+        They need a mesh whose axis has the type `Auto`; on `Explicit` axes JAX's own operations raise.
+        """
+        return _containers.as_bcoo(self.data, self.indices, self.shape)
+
+    @property
+    def shards(self) -> int:
+        """The number of shards (static)."""
+        return count_shards(self.mesh, self.axis)
+
+    @property
+    def capacity(self) -> int:
+        """The number of entries that each shard has room for (static)."""
+        return self.indices.shape[0] // self.shards
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions, dense ones included (static)."""
+        return len(self.shape)
+
+    def with_data(self, data: Any) -> RowSharded:
+        """The same pattern with other values `[shards * capacity, *dense]`, as a training loop makes them.
+
+        Args:
+          data: numeric, of any dtype and with any dense dimensions; `shape` follows them.
+
+        Returns:
+          A `RowSharded` that shares all other arrays with this one.
+
+        Raises:
+          TypeError: `data` is not numeric.
+          ValueError: `data` has not one row for each row of `indices`.
+
+        Example:
+          >>> import jax, numpy as np, jax_sparse_grad as jsg
+          >>> from jax.experimental.sparse import BCOO
+          >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+          >>> x = jsg.sharded.partition(BCOO.fromdense(np.eye(3, dtype=np.float32)), mesh, "rows")
+          >>> x.with_data(2 * x.data).matrix.todense().diagonal().tolist()
+          [2.0, 2.0, 2.0]
+        """
+        data = _validation.as_values("data", data, self.indices.shape[0], "indices")
+        shape = self.shape[: self.indices.shape[1]] + data.shape[1:]
+        return dataclasses.replace(self, data=data, shape=shape)
+
+    def __repr__(self) -> str:
+        dtype = getattr(self.data, "dtype", None)  # no array while JAX handles the tree
+        return f"RowSharded({dtype}{list(self.shape)}, shards={self.shards}, axis={self.axis!r})"
+
+
+def layout_of(x: RowSharded) -> Layout:
+    """What is static in sums of an operand."""
+    return Layout(x.shape[: x.indices.shape[1]], x.mesh, x.axis)

@@ -1,0 +1,241 @@
+"""Entries move from shard to shard: one all-to-all, seen from one of the devices.
+
+    entries       of this shard, in any order
+       | _depart      those that leave go to a block of slots for each shard, those that stay do not
+    blocks  <-- all_to_all -->  blocks of all other shards
+       | _arrive      what came, block after block, with what stayed in its place among the blocks
+    entries       of the new shard; in order if they were, since lower shards held lower rows
+
+Every arrow is a `Placement`, so that values go either way by gathers: the backward pass is the same exchange, reversed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad._buckets import bucket
+from jax_sparse_grad._checks import guard
+from jax_sparse_grad._numeric import add_values
+from jax_sparse_grad._primitives import at, gather, scatter
+from jax_sparse_grad._union import Placement, Union, pick_rows
+from jax_sparse_grad.sharded._balance import as_row_starts, balanced_row_starts
+from jax_sparse_grad.sharded._guards import check_capacity, common_layout, guard_capacity, guard_rows
+from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, replicate
+from jax_sparse_grad.sharded._operand import RowSharded
+
+
+def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None = None) -> RowSharded:
+    """Move the rows of a sharded matrix or tensor to the shards in whose range they lie, by one all-to-all.
+
+    For operands that are partitioned differently, for a pattern whose rows have left their shards, and for a load that
+    is no longer balanced.
+
+    Args:
+      x: a `RowSharded` whose entries may lie in any shard.
+      row_starts: `[shards + 1]` integers, the new ranges, or another operand's. By default those that balance the
+        entries of `x`, which must be concrete for that; `balanced_row_starts([x, y])` balances several together.
+      capacity: the number of entries that each shard has room for afterwards, static. By default what the fullest shard
+        needs if all indices are concrete, otherwise that of `x`.
+
+    Returns:
+      A `RowSharded` of all entries of `x`, duplicates kept, padding last. Each shard is in order if those of `x` were.
+
+    Raises:
+      TypeError: an argument has the wrong type; `row_starts` is not given where indices are traced.
+      ValueError: `row_starts` does not ascend from 0 to the number of rows; a shard needs more than `capacity` (the
+        error names it); indices lie outside the shape. Under `jit` these are reported by `checkify`; without it,
+        indices outside the shape are left out, and a shard that overflows is poisoned.
+
+    Example:
+      >>> import jax, numpy as np, jax_sparse_grad as jsg
+      >>> from jax.experimental.sparse import BCOO
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> even = [32 * k // jax.device_count() for k in range(jax.device_count() + 1)]
+      >>> skewed = BCOO.fromdense(np.tril(np.ones((32, 32), np.float32)))
+      >>> x = jsg.sharded.partition(skewed, mesh, "rows", row_starts=even)
+      >>> y = jsg.sharded.repartition(x)
+      >>> int(y.nnz.max()) <= int(x.nnz.max()), bool((x.matrix.todense() == y.matrix.todense()).all())
+      (True, True)
+
+    Under every JAX transformation; the gradient with respect to `x.data` takes the same way back. Traced, a shard makes
+    room to send all it has to any single other one, `shards` times its capacity; concrete, only for the largest flow.
+
+    Mirrors no operation of JAX: `jax.device_put` moves slots, not rows.
+    """
+    if not isinstance(x, RowSharded):
+        raise TypeError(f"`x` must be a `RowSharded`, got {type(x).__name__}; `partition` makes one")
+    size = _validation.as_nse(capacity, "capacity")
+    layout = common_layout({"x": x})
+    if row_starts is None:
+        if not _validation.is_concrete(x.indices, x.row_starts, x.nnz):
+            raise TypeError("`row_starts` must be given where `x` is traced; find them outside of `jit`")
+        row_starts = balanced_row_starts(dataclasses.replace(x, data=x.indices))
+    indices = _validation.as_integers("x.indices", x.indices)
+    data = _validation.as_numeric("x.data", x.data)
+    if _validation.is_concrete(row_starts):
+        row_starts = as_row_starts(row_starts, layout.shape[0], layout.shards).astype(indices.dtype)
+        starts = jnp.asarray(row_starts)
+    else:
+        starts = _guard_starts(layout, _validation.as_integers("row_starts", row_starts)).astype(indices.dtype)
+    concrete = _validation.is_concrete(indices, row_starts)
+    if concrete:
+        starts = replicate(x.mesh, row_starts)
+        flows = _validation.call_concretely(lambda: _checked_flows(layout, starts, indices))
+        size = int(flows.sum(axis=0).max()) if size is None else size
+        check_capacity(size, flows.sum(axis=0))
+        block = bucket(int((flows - np.diag(flows.diagonal())).max()))  # lest every flow be compiled for
+    else:
+        indices = guard_rows(layout, "x", None, indices)
+        size = x.capacity if size is None else size
+        block = max(x.capacity, 1)
+    move = partial(_move, layout, Route(layout.axis, layout.shards, layout.shape, size, block), starts)
+    if concrete and _validation.is_concrete(data):
+        rows, values, nnz = _validation.call_concretely(lambda: move(indices, data))
+    else:
+        rows, values, nnz = move(indices, data)
+    if not concrete:
+        rows = guard_capacity(rows, layout, nnz, size, layout.shards * x.capacity)
+    return RowSharded(values, rows, starts, nnz, x.shape, x.mesh, x.axis)
+
+
+def _guard_starts(layout: Layout, starts: jax.Array) -> jax.Array:
+    if starts.shape != (layout.shards + 1,):
+        raise ValueError(f"`row_starts` must have shape {(layout.shards + 1,)}; got {starts.shape}")
+    ok = (starts[0] == 0) & (starts[-1] == layout.shape[0]) & jnp.all(starts[1:] >= starts[:-1])
+    message = f"`row_starts` must ascend from 0 to {layout.shape[0]}, the number of rows; got {{starts}}"
+    return guard(starts, ok, message, starts=starts)
+
+
+def _checked_flows(layout: Layout, row_starts: jax.Array, indices: jax.Array) -> np.ndarray:
+    """How many entries go from which shard (row) to which (column), on the condition that all lie in the shape."""
+    guard_rows(layout, "x", None, indices)
+    return np.asarray(_flows(layout, row_starts, indices))
+
+
+@partial(jax.jit, static_argnums=0)
+def _flows(layout: Layout, row_starts: jax.Array, indices: jax.Array) -> jax.Array:
+    def count(row_starts: jax.Array, rows: jax.Array) -> Any:
+        counts = jnp.zeros(layout.shards + 1, jnp.int32)
+        counts = counts.at[destinations(row_starts, rows, layout.shape)].add(1)
+        return from_all_shards(layout, counts[:-1])
+
+    return on_shards(layout, count, row_starts, indices, replicated_result=True)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _move(
+    layout: Layout, route: Route, row_starts: jax.Array, indices: jax.Array, values: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def move(row_starts: jax.Array, shard: tuple[jax.Array, jax.Array]) -> Any:
+        rows, moved, nnz = exchange(route, row_starts, *shard)
+        return rows, moved, nnz[None]
+
+    return on_shards(layout, move, row_starts, (indices, values))
+
+
+class Route(NamedTuple):
+    """What is static in an exchange.
+
+    axis: the mesh axis, or axes, over which rows are spread.
+    shards: their number.
+    shape: the sparse shape.
+    capacity: the entries that a shard has room for afterwards.
+    block: the entries that a shard has room to send to any single other one.
+    """
+
+    axis: str | tuple[str, ...]
+    shards: int
+    shape: tuple[int, ...]
+    capacity: int
+    block: int
+
+
+def destinations(row_starts: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """For each index row the shard whose range it lies in, `[n]` int32; the number of shards for padding."""
+    shards = row_starts.shape[0] - 1
+    shard = jnp.searchsorted(row_starts[1:], indices[:, 0], side="right").astype(jnp.int32)
+    return jnp.where(_keys.is_entry(indices, shape), shard, shards)
+
+
+def exchange(
+    route: Route, row_starts: jax.Array, indices: jax.Array, values: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The index rows and values that lie in this shard's range of rows, of all shards', and their true number."""
+    own = lax.axis_index(route.axis)
+    departure = _depart(route, own, destinations(row_starts, indices, route.shape))
+
+    def send(blocks: jax.Array) -> jax.Array:
+        return lax.all_to_all(blocks, route.axis, split_axis=0, concat_axis=0, tiled=True)
+
+    leaving = departure.placement
+    received = send(pick_rows([indices], [leaving.sources], route.shape))
+    received_values = send(add_values(Union(departure.leaving, (None,), (leaving,)), (values,)))
+    union = _arrive(route, own, departure, received)
+    sources = [placement.sources for placement in union.placements]
+    moved = pick_rows([received, indices], sources, route.shape)
+    return moved, add_values(union, (received_values, values)), union.nnz
+
+
+class _Departure(NamedTuple):
+    """Where entries go: `placement` puts those that leave into the slots of the blocks.
+
+    order: `[n]`, the entries sorted by shard; those that stay are `staying` ones from `first_staying` on.
+    leaving: the number of entries that leave.
+    """
+
+    placement: Placement
+    order: jax.Array
+    first_staying: jax.Array
+    staying: jax.Array
+    leaving: jax.Array
+
+
+def _depart(route: Route, own: jax.Array, destination: jax.Array) -> _Departure:
+    size, slots = destination.shape[0], route.shards * route.block
+    (shard,), order = _keys.sort((destination.astype(jnp.uint32),))
+    shard = shard.astype(jnp.int32)
+    first = jnp.searchsorted(shard, jnp.arange(route.shards + 1, dtype=jnp.int32)).astype(jnp.int32)
+    rank = jnp.arange(size, dtype=jnp.int32) - at(first, shard)
+    leaves = (shard != own) & (shard < route.shards) & (rank < route.block)
+    positions = scatter(size, order, jnp.where(leaves, shard * route.block + rank, slots), fill=slots)
+    slot = jnp.arange(slots, dtype=jnp.int32)
+    to, rank = slot // route.block, slot % route.block
+    filled = (rank < at(first, to + 1) - at(first, to)) & (to != own)
+    sources = jnp.where(filled, gather(order, at(first, to) + rank, fill=size), size)
+    staying = at(first, own + 1) - at(first, own)
+    return _Departure(Placement(positions, sources), order, at(first, own), staying, first[-1] - staying)
+
+
+def _arrive(route: Route, own: jax.Array, departure: _Departure, received: jax.Array) -> Union:
+    """The union of the received blocks and of the shard's own entries, in the order of the shards they come from."""
+    size, slots = departure.order.shape[0], received.shape[0]
+    came = _keys.is_entry(received, route.shape).reshape(route.shards, route.block)
+    counts = jnp.sum(came, axis=1, dtype=jnp.int32)
+    counts = jnp.where(jnp.arange(route.shards) == own, departure.staying, counts)
+    through = jnp.cumsum(counts)
+    before, nnz = through - counts, through[-1]
+
+    place = jnp.arange(route.capacity, dtype=jnp.int32)
+    source = jnp.searchsorted(through, place, side="right").astype(jnp.int32)
+    rank = place - at(before, source)
+    kept, filled = source == own, place < nnz
+    from_blocks = jnp.where(filled & ~kept, source * route.block + rank, slots)
+    from_own = jnp.where(filled & kept, gather(departure.order, departure.first_staying + rank, fill=size), size)
+
+    slot = jnp.arange(slots, dtype=jnp.int32)
+    source, rank = slot // route.block, slot % route.block
+    blocks_to = jnp.where(came.reshape(-1), at(before, source) + rank, route.capacity)
+    entry = jnp.arange(size, dtype=jnp.int32) - departure.first_staying
+    stays = (entry >= 0) & (entry < departure.staying)
+    own_to = jnp.where(stays, at(before, own) + entry, route.capacity)
+    own_to = scatter(size, departure.order, own_to, fill=route.capacity)
+    placements = Placement(blocks_to, from_blocks), Placement(own_to, from_own)
+    return Union(nnz, (None, None), placements)
