@@ -6,7 +6,6 @@ the check stands inside a primitive that is the identity to everyone but `checki
 `call_jaxpr` as a call, and asks it to bind the checked body instead.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,24 +40,22 @@ def guard(tree: T, ok: jax.Array, message: str, **data: jax.Array) -> T:
         checkify.debug_check(ok, message, **dict(zip(names, rest[: len(names)], strict=True)))
         return rest[len(names) :]
 
-    guarded = _guard.bind(
-        *(operands := (ok, *data.values(), *leaves)), call_jaxpr=_trace(checked, operands), count=len(leaves)
-    )
+    operands = (ok, *data.values(), *leaves)
+    guarded = _guard.bind(*operands, **_parameters(checked, operands, len(leaves)))
     return jax.tree.unflatten(treedef, guarded)
 
 
 def join_errors(tree: T) -> T:
     """The same arrays; what `checkify` knows by then of each device for itself becomes one error of them all.
 
-    To be called on what goes into `shard_map` and on what comes out: backwards, the one is the other.
+    To be called on what goes into `shard_map` and on what comes out: backwards, the one is the other. (Array by array,
+    lest those that are not differentiated look as if they were.)
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    joined = _join.bind(*leaves, call_jaxpr=_trace(lambda *leaves: leaves, leaves), count=len(leaves))
-    return jax.tree.unflatten(treedef, joined)
+    return jax.tree.map(lambda leaf: _join.bind(leaf, **_parameters(lambda leaf: [leaf], [leaf], 1))[0], tree)
 
 
 class _CheckedCall(jax.extend.core.Primitive):
-    """`operands[-count:]`, whose `call_jaxpr` says the same, perhaps with a check."""
+    """The last `results` of `arity` operands; its `call_jaxpr` says the same, perhaps with a check."""
 
     multiple_results = True
 
@@ -67,79 +64,77 @@ class _CheckedCall(jax.extend.core.Primitive):
         if not subfuns and hasattr(operands[0], "call_wrapped"):
             subfuns, operands = operands[:1], operands[1:]
         if subfuns:
-            return subfuns[0].call_wrapped(*self.checked_operands(operands, params["count"]))
+            known = len(operands) - params["arity"]  # what `checkify` knows of errors comes first
+            return subfuns[0].call_wrapped(*_join_axes(subfuns[0], operands[:known]), *operands[known:])
         return super().bind(*operands, **params)
 
-    def checked_operands(self, operands: Sequence[Any], count: int) -> Sequence[Any]:
-        """Of the checked body: what is known of errors, and the operands."""
-        del count
-        return operands
+
+def _join_axes(checked: Any, errors: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """What `checkify` knows of errors, for a body that takes it as such a tree, without the axes of devices.
+
+    It is the leaves of three dictionaries by kind of error: whether it was raised, its code, and its data.
+    """
+    (tree,) = (arg for _, args in checked.transforms for arg in args if isinstance(arg, jax.tree_util.PyTreeDef))
+    raised, _, data = tree.children()
+    kinds = range(raised.num_leaves)
+    kind_of = [*kinds, *kinds, *itertools.chain(*([k] * data.children()[k].num_leaves for k in kinds))]
+    return [_of_first_device(errors[kind], leaf) for kind, leaf in zip(kind_of, errors, strict=True)]
 
 
-class _Join(_CheckedCall):
-    def checked_operands(self, operands: Sequence[Any], count: int) -> Sequence[Any]:
-        errors = operands[: len(operands) - count]
-        return *_join_axes(errors), *operands[len(errors) :]
+def _of_first_device(raised: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The part of `leaf` that belongs to the first device that has raised an error."""
+
+    def choose(array: jax.Array, first: jax.Array) -> jax.Array:
+        # By sums, since what is sharded cannot always be indexed.
+        kept = jnp.where(first.reshape(-1, *[1] * (array.ndim - 1)), array, jnp.zeros((), array.dtype))
+        return jnp.any(kept, axis=0) if array.dtype == bool else jnp.sum(kept, axis=0, dtype=array.dtype)
+
+    while raised.ndim:
+        first = jnp.arange(raised.shape[0]) == jnp.argmax(jnp.any(raised, axis=range(1, raised.ndim)))
+        raised, leaf = choose(raised, first), choose(leaf, first)
+    return leaf
 
 
-def _join_axes(errors: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """The arrays of JAX's errors without the axes of devices: of each error first a flag, behind all flags the rest."""
-    flags = list(itertools.takewhile(lambda leaf: leaf.dtype == bool, errors))
-    if len({flag.ndim for flag in flags}) != 1 or flags[0].ndim == 0:
-        return errors
-    raised = functools.reduce(jnp.logical_or, (jnp.any(flag, axis=range(1, flag.ndim)) for flag in flags))
-    # One device for all, by sums: what is sharded cannot always be indexed.
-    chosen = jnp.arange(raised.shape[0]) == jnp.argmax(raised)
-
-    def choose(leaf: jax.Array) -> jax.Array:
-        kept = jnp.where(chosen.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros((), leaf.dtype))
-        return jnp.any(kept, axis=0) if leaf.dtype == bool else jnp.sum(kept, axis=0, dtype=leaf.dtype)
-
-    return _join_axes([choose(leaf) for leaf in errors])
-
-
-def _identity(*operands: Any, call_jaxpr: Any, count: int) -> Sequence[Any]:
+def _identity(*operands: Any, call_jaxpr: Any, arity: int, results: int) -> Sequence[Any]:
     del call_jaxpr
-    return operands[len(operands) - count :]
+    return operands[arity - results :]
 
 
 def _batch(
-    primitive: _CheckedCall, operands: Sequence[jax.Array], dims: Sequence[int | None], *, call_jaxpr: Any, count: int
+    primitive: _CheckedCall, operands: Sequence[jax.Array], dims: Sequence[int | None], *, call_jaxpr: Any, **sizes: int
 ) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
-    out_dims = dims[len(dims) - count :]
+    out_dims = dims[sizes["arity"] - sizes["results"] :]
     checked = jax.vmap(jax.extend.core.jaxpr_as_fun(call_jaxpr), in_axes=tuple(dims), out_axes=list(out_dims))
-    return primitive.bind(*operands, call_jaxpr=_trace(checked, operands), count=count), out_dims
+    return primitive.bind(*operands, **_parameters(checked, operands, sizes["results"])), out_dims
 
 
 def _differentiate(
-    operands: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: Any, count: int
+    operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    return _guard.bind(*operands, call_jaxpr=call_jaxpr, count=count), tangents[len(tangents) - count :]
+    return _guard.bind(*operands, **parameters), tangents[parameters["arity"] - parameters["results"] :]
 
 
 def _differentiate_join(
-    operands: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: Any, count: int
+    operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    return _join.bind(*operands, call_jaxpr=call_jaxpr, count=count), _join_some(tangents)
+    return _join.bind(*operands, **parameters), _join_some(tangents)
 
 
-def _transpose_join(cotangents: Sequence[Any], *_: Any, call_jaxpr: Any, count: int) -> Sequence[Any]:
-    del call_jaxpr, count
+def _transpose_join(cotangents: Sequence[Any], *_: Any, **__: Any) -> Sequence[Any]:
     return _join_some(cotangents)
 
 
 def _join_some(arrays: Sequence[Any]) -> Sequence[Any]:
     """`join_errors` of those that are not known to be zero."""
-    some = [array for array in arrays if type(array) is not ad.Zero]
-    joined = iter(join_errors(some) if some else ())
-    return [array if type(array) is ad.Zero else next(joined) for array in arrays]
+    return [array if type(array) is ad.Zero else join_errors(array) for array in arrays]
 
 
-def _trace(function: Callable[..., Any], operands: Sequence[jax.Array]) -> Any:
-    return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in operands))
+def _parameters(function: Callable[..., Any], operands: Sequence[jax.Array], results: int) -> dict[str, Any]:
+    shapes = (jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in operands)
+    return {"call_jaxpr": jax.make_jaxpr(function)(*shapes), "arity": len(operands), "results": results}
 
 
-_guard, _join = _CheckedCall("sparse_add_guard"), _Join("sparse_add_join_errors")
+_guard, _join = _CheckedCall("sparse_add_guard"), _CheckedCall("sparse_add_join_errors")
 for _primitive in (_guard, _join):
     _primitive.def_impl(_identity)
     _primitive.def_abstract_eval(_identity)

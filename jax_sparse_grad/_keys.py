@@ -157,6 +157,8 @@ def is_padding(keys: Keys) -> jax.Array:
 def count_entries(canonical_keys: Keys) -> jax.Array:
     """The number of entries before the padding (a scalar int32); found by halving, which beats a sum over all."""
     first = canonical_keys[0]
+    if first.shape[0] == 0:
+        return jnp.zeros_like(first, jnp.int32, shape=())  # which varies over a mesh as the keys do
     return jnp.searchsorted(first, all_ones(first.dtype)).astype(jnp.int32)
 
 

@@ -49,7 +49,7 @@ def gather(array: jax.Array, index: jax.Array, fill: ArrayLike) -> jax.Array:
     if fill.ndim:
         fill = fill.reshape(per_row)
     if size == 0:
-        return jnp.broadcast_to(fill, index.shape + array.shape[1:])
+        return jnp.broadcast_to(vary_alike((fill, array, index))[0], index.shape + array.shape[1:])
     rows = array.at[jnp.minimum(index, size - 1)].get(mode="promise_in_bounds")
     return jnp.where((index < size).reshape(per_row), rows, fill)
 

@@ -81,7 +81,7 @@ def unite(
         indices, nnz, placements = _merge_lists(lists, shape, nse)
         return then(indices, Union(nnz, children, placements))
 
-    if canonical or None not in children:
+    if canonical or None not in children or not any(rows.shape[0] for rows in lists):
         return unite_canonical(lists)
 
     def unite_any(lists: tuple[jax.Array, ...]) -> T:

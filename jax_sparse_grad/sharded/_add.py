@@ -130,7 +130,9 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assum
         )
     else:
         plan = make_plan(layout, size, canonical, starts, indices)
-        return plan.with_data(add_planned(plan, values))
+        total = add_planned(plan, values)
+        # Through the mesh, lest the constants that they are under `jit` leave it replicated.
+        rows, nnz = on_shards(layout, lambda _, tree: tree, None, (plan.indices, plan.nnz))
     return RowSharded(total, rows, starts[0], nnz, shape, layout.mesh, layout.axis)
 
 
@@ -186,8 +188,8 @@ def _add_to_dense(
     layout: Layout, dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
 ) -> jax.Array:
     def add_shard(dense: jax.Array, operands: tuple[tuple[jax.Array, ...], ...]) -> jax.Array:
-        # Not into `dense` itself: what all devices hold must count once. -0.0 changes no number it is added to.
-        nothing = jnp.full_like(dense, -np.zeros((), dense.dtype))
-        return dense + lax.psum(_containers.scatter_add(nothing, *operands, layout.shape), layout.axis)
+        # Not into `dense` itself: what all devices hold must count once.
+        own = _containers.scatter_add(jnp.zeros_like(dense), *operands, layout.shape)
+        return dense + lax.psum(own, layout.axis)
 
     return on_shards(layout, add_shard, dense, (indices, values), replicated_result=True)

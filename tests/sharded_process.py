@@ -1,0 +1,135 @@
+"""One process of several, which `test_sharded_processes.py` starts: it makes its own rows, adds, and checks its part.
+
+Arguments: the number of processes, which of them this is, the port of the first, and what to do.
+"""
+
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse
+from jax.experimental.sparse import BCOO
+from jax.sharding import AxisType
+
+import jax_sparse_grad as jsg
+from jax_sparse_grad import sharded
+
+SHAPE = (64, 20)
+SHARDS = 8
+
+
+def rows_of(seed, start, stop):
+    """Rows of a skewed random matrix, each drawn by itself."""
+    rows = []
+    for row in range(start, stop):
+        rng = np.random.default_rng([seed, row])
+        columns = rng.choice(SHAPE[1], 12 if row < 8 else 2, replace=False)
+        rows.append(scipy.sparse.coo_array((rng.integers(1, 9, len(columns)), (0 * columns, columns)), (1, SHAPE[1])))
+    return scipy.sparse.vstack(rows, "csr", dtype=np.float32) if rows else scipy.sparse.csr_array((0, SHAPE[1]))
+
+
+def load_all(mesh):
+    """Two operands, of which every process makes its own rows only."""
+    operands = []
+    for seed, capacity in ((0, None), (1, 100)):
+        asked = []
+
+        def load(start, stop, seed=seed, asked=asked):
+            asked.append((start, stop))
+            return rows_of(seed, start, stop)
+
+        operands.append(sharded.from_shards(load, SHAPE, mesh, "rows", capacity=capacity))
+        assert len(asked) == SHARDS // jax.process_count(), asked
+    return operands
+
+
+def check_local(array, expected):
+    """The shards of this process are those of an array that one process holds."""
+    shards = array.addressable_shards
+    assert len(shards) == SHARDS // jax.process_count()
+    for shard in shards:
+        np.testing.assert_array_equal(shard.data, expected[shard.index])
+
+
+def add_and_check(mesh):
+    x, y = load_all(mesh)
+    starts = sharded.balanced_row_starts([x, y])
+    x, y = (sharded.repartition(each, starts) for each in (x, y))
+    total = sharded.add(x, y)  # eager: all agree on its capacity
+    traced = jax.jit(lambda x, y: sharded.add(x, y, capacity=total.capacity))(x, y)
+
+    @jax.jit
+    def gradient(x, y):
+        def loss(u, v):
+            return (sharded.add(x.with_data(u), y.with_data(v)).data ** 2).sum()
+
+        return jax.value_and_grad(loss, (0, 1))(x.data, y.data)
+
+    loss, gradients = gradient(x, y)
+
+    # The same on a single device.
+    matrices = [BCOO.from_scipy_sparse(rows_of(seed, 0, SHAPE[0])) for seed in (0, 1)]
+    single = jsg.add(*matrices)
+    assert loss == (single.data**2).sum()
+    dense = np.asarray(single.todense())
+    counts = np.bincount(np.asarray(single.indices)[:, 0], minlength=SHAPE[0])
+    per_shard = np.add.reduceat(np.append(counts, 0), np.minimum(starts[:-1], SHAPE[0])) * (np.diff(starts) > 0)
+    assert total.capacity == per_shard.max()
+    check_local(total.nnz, per_shard)
+    for each in (total, traced):
+        for data, indices in zip(each.data.addressable_shards, each.indices.addressable_shards, strict=True):
+            entries = np.asarray(indices.data)[:, 0] < SHAPE[0]
+            places = np.asarray(indices.data)[entries]
+            np.testing.assert_array_equal(np.asarray(data.data)[entries], dense[tuple(places.T)])
+    for operand, values in zip((x, y), gradients, strict=True):
+        for data, indices in zip(values.addressable_shards, operand.indices.addressable_shards, strict=True):
+            entries = np.asarray(indices.data)[:, 0] < SHAPE[0]
+            places = np.asarray(indices.data)[entries]
+            np.testing.assert_array_equal(np.asarray(data.data)[entries], 2 * dense[tuple(places.T)])
+
+    # What is wrong anywhere raises everywhere.
+    for fault, message in (
+        (lambda: sharded.add(x, y, capacity=1), "`capacity` must be at least"),
+        (lambda: sharded.add(x, load_all(mesh)[1]), "`y` must be partitioned as `x`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fault()
+
+
+def fail_to_load(mesh):
+    def load(start, stop):
+        if jax.process_index() == 1:
+            raise OSError("the disk is gone")
+        return rows_of(0, start, stop)
+
+    try:
+        sharded.from_shards(load, SHAPE, mesh, "rows", capacity=100)
+    except (OSError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}")
+
+
+def die(mesh):
+    x, _ = load_all(mesh)
+    if jax.process_index() == jax.process_count() - 1:
+        os._exit(3)
+    sharded.repartition(x)
+
+
+def main(processes, process, port, what):
+    jax.distributed.initialize(
+        f"127.0.0.1:{port}",
+        processes,
+        process,
+        initialization_timeout=60,
+        heartbeat_timeout_seconds=10,
+        shutdown_timeout_seconds=30,
+    )
+    mesh = jax.make_mesh((SHARDS,), ("rows",), axis_types=(AxisType.Auto,))
+    {"add": add_and_check, "fail to load": fail_to_load, "die": die}[what](mesh)
+    print(f"process {process} has done what it should")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]), sys.argv[4])

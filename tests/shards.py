@@ -1,0 +1,81 @@
+"""Meshes, random operands spread over them, and their numpy counterparts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import BCOO
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jax_sparse_grad.sharded._mesh import count_shards
+from samples import is_entry, random_coo, to_dense, union_indices
+
+SHAPE = (40, 30)
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
+
+# The shape and the names of the mesh, and the axis, or axes, that rows are spread over.
+MESHES = {
+    "one axis": ((8,), ("rows",), "rows"),
+    "beside another axis": ((2, 4), ("other", "rows"), "rows"),
+    "two axes": ((4, 2), ("hosts", "devices"), ("hosts", "devices")),
+}
+# Each of them with one of the two types that an axis can have.
+CASES = [
+    ("one axis", AxisType.Auto),
+    ("one axis", AxisType.Explicit),
+    ("beside another axis", AxisType.Auto),
+    ("two axes", AxisType.Explicit),
+]
+
+
+def make_mesh(name="one axis", axis_type=AxisType.Auto):
+    """`(mesh, axis, shards)`."""
+    shape, names, axis = MESHES[name]
+    mesh = jax.make_mesh(shape, names, axis_types=(axis_type,) * len(shape))
+    return mesh, axis, count_shards(mesh, axis)
+
+
+def random_matrix(rng, nnz=150, shape=SHAPE, dtype=np.float32, **form):
+    """A BCOO most of whose entries lie in its first rows."""
+    skewed = (max(shape[0] // 4, 1), *shape[1:])
+    indices, values = random_coo(rng, shape, nnz // 2, dtype, **form)
+    more, more_values = random_coo(rng, skewed, nnz - nnz // 2, dtype, **form | {"padding": 0})
+    both = np.concatenate([more, indices]), np.concatenate([more_values, values])
+    return as_bcoo(*both, shape)
+
+
+def as_bcoo(indices, values, shape):
+    return BCOO((jnp.asarray(values), jnp.asarray(indices)), shape=shape)
+
+
+def host(array):
+    """A numpy copy, of whatever lies on many devices."""
+    return np.asarray(array)
+
+
+def dense_of(x):
+    """The dense array of a BCOO or a `RowSharded`, by numpy."""
+    return to_dense(host(x.indices), host(x.data), x.shape[: x.indices.shape[1]])
+
+
+def check_form(x, *, canonical=True):
+    """Each shard holds rows of its range, as many as it says, and where `canonical` sorted, unique, padding last."""
+    spec = PartitionSpec(x.axis)
+    for array in (x.data, x.indices, x.nnz):
+        assert array.sharding.is_equivalent_to(NamedSharding(x.mesh, spec), array.ndim)
+    assert x.row_starts.sharding.is_fully_replicated
+    starts, nnz = host(x.row_starts), host(x.nnz)
+    shape = x.shape[: x.indices.shape[1]]
+    assert (starts[0], starts[-1]) == (0, shape[0])
+    for shard, rows in enumerate(np.split(host(x.indices), x.shards)):
+        entries = rows[is_entry(rows, shape)]
+        assert len(entries) == nnz[shard]
+        assert np.all((entries[:, 0] >= starts[shard]) & (entries[:, 0] < starts[shard + 1]))
+        if canonical:
+            np.testing.assert_array_equal(rows[: len(entries)], union_indices(rows, shape=shape))
+        np.testing.assert_array_equal(rows[len(entries) :], np.tile([shape], (len(rows) - len(entries), 1)))
+
+
+def collectives_in(function, *arguments):
+    """What the compiled program of a function communicates."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return [word for word in COLLECTIVES if word in text]

@@ -1,0 +1,423 @@
+"""Sums of row-sharded operands and their gradients against dense numpy and a single device; what they communicate."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+from jax.experimental import checkify
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+import jax_sparse_grad as jsg
+from jax_sparse_grad import sharded
+from samples import at_rows
+from shards import CASES, SHAPE, as_bcoo, check_form, collectives_in, dense_of, host, make_mesh, random_matrix
+
+FORM = {"shuffled": True, "duplicates": 3, "padding": 2}
+
+
+def spread(matrices, name="one axis", axis_type=AxisType.Auto, **keywords):
+    mesh, axis, shards = make_mesh(name, axis_type)
+    starts = sharded.balanced_row_starts(matrices, shards)
+    return [sharded.partition(x, mesh, axis, row_starts=starts, **keywords) for x in matrices]
+
+
+@pytest.fixture
+def matrices(rng):
+    return [random_matrix(rng, nnz, **FORM) for nnz in (150, 90, 60)]
+
+
+@pytest.fixture
+def pair(matrices):
+    return spread(matrices[:2])
+
+
+@pytest.fixture
+def elsewhere(matrices):
+    """The first operand, cut at other rows than `pair`."""
+    mesh, axis, shards = make_mesh()
+    return sharded.partition(matrices[0], mesh, axis, row_starts=np.arange(shards + 1) * SHAPE[0] // shards)
+
+
+def squares(data):
+    return (data**2).sum()
+
+
+class TestSum:
+    @pytest.mark.parametrize(("name", "axis_type"), CASES, ids=str)
+    def test_eager_traced_and_closed_over(self, matrices, name, axis_type):
+        x, y = spread(matrices[:2], name, axis_type)
+        expected = dense_of(matrices[0]) + dense_of(matrices[1])
+        eager, traced = sharded.add(x, y), jax.jit(sharded.add)(x, y)
+        closed = jax.jit(lambda data: sharded.add(x.with_data(data), y))(x.data)
+        for total in (eager, traced, closed):
+            np.testing.assert_array_equal(dense_of(total), expected)
+            check_form(total)
+        assert eager.capacity == closed.capacity == host(eager.nnz).max()
+        assert traced.capacity == x.capacity + y.capacity
+
+    def test_of_many_and_of_one(self, matrices):
+        operands = spread(matrices)
+        for total in (sharded.add_n(operands), jax.jit(sharded.add_n)(operands)):
+            np.testing.assert_array_equal(dense_of(total), sum(map(dense_of, matrices)))
+            check_form(total)
+        canonical = sharded.add_n(operands[:1])
+        np.testing.assert_array_equal(dense_of(canonical), dense_of(matrices[0]))
+        check_form(canonical)
+
+    def test_a_padded_sum_is_an_operand_of_the_next(self, matrices):
+        x, y, z = spread(matrices)
+        twice = sharded.add(sharded.add(x, y, capacity=90), z, capacity=90)
+        assert twice.capacity == 90
+        np.testing.assert_array_equal(dense_of(twice), sum(map(dense_of, matrices)))
+
+    @pytest.mark.parametrize(
+        ("dtypes", "index_dtypes"),
+        [
+            ((np.int8, np.int16), (np.int8, np.uint8)),
+            ((np.float16, np.float32), (np.int32, np.int16)),
+            ((np.complex64, np.float32), (np.int32, np.int32)),
+            ((jnp.bfloat16, jnp.bfloat16), (np.uint32, np.uint32)),
+        ],
+        ids=str,
+    )
+    def test_dtypes_promote(self, rng, dtypes, index_dtypes):
+        drawn = [random_matrix(rng, 60, dtype=dtype, **FORM) for dtype in dtypes]
+        matrices = [
+            as_bcoo(x.indices.astype(index_dtype), x.data, SHAPE)
+            for x, index_dtype in zip(drawn, index_dtypes, strict=True)
+        ]
+        total = sharded.add(*spread(matrices))
+        assert total.data.dtype == jnp.result_type(*dtypes)
+        assert total.indices.dtype == jnp.result_type(*index_dtypes)
+        np.testing.assert_array_equal(dense_of(total), dense_of(matrices[0]) + dense_of(matrices[1]))
+
+    @pytest.mark.parametrize(("shape", "dense"), [((40,), (3,)), ((12, 5, 6), ()), ((9, 4), (2, 2))], ids=str)
+    def test_other_ranks_and_hybrid_values(self, rng, shape, dense):
+        matrices = []
+        for _ in range(2):
+            indices = np.stack([rng.integers(0, size, 50) for size in shape], axis=1).astype(np.int32)
+            matrices.append(as_bcoo(indices, rng.integers(-9, 9, (50, *dense)).astype(np.float32), (*shape, *dense)))
+        x, y = spread(matrices)
+        for total in (sharded.add(x, y), jax.jit(sharded.add)(x, y)):
+            assert total.shape == (*shape, *dense)
+            np.testing.assert_array_equal(dense_of(total), dense_of(matrices[0]) + dense_of(matrices[1]))
+            check_form(total)
+
+    def test_rows_beyond_one_word_of_keys(self):
+        size = 2**31 - 1
+        rows = np.array([0, 7, size - 1], np.int32)
+        matrix = scipy.sparse.coo_array((np.ones(3, np.float32), (rows, rows[::-1])), shape=(size, size))
+        total = sharded.add(*spread([matrix, matrix]))
+        entries = host(total.nnz).astype(bool)
+        assert host(total.data).reshape(total.shards, -1)[entries].ravel().tolist() == [2, 2, 2]
+
+    def test_nothing_and_almost_nothing(self, matrices):
+        nothing = scipy.sparse.coo_array(SHAPE, dtype=np.float32)
+        x, none = spread([matrices[0], nothing])
+        for add in (sharded.add, jax.jit(sharded.add)):
+            np.testing.assert_array_equal(dense_of(add(x, none)), dense_of(matrices[0]))
+            assert add(none, none).capacity == 0
+        assert host(sharded.add(none, none, capacity=2).data).tolist() == [0] * 16
+
+
+class TestGradient:
+    @pytest.mark.parametrize("name", ["one axis", "beside another axis"])
+    def test_it_is_that_of_a_single_device_sharded_as_its_operand(self, matrices, name):
+        x, y = spread(matrices[:2], name)
+
+        def loss(u, v, x, y):
+            return (sharded.add(x.with_data(u), y.with_data(v)).data ** 3).sum()
+
+        gradients = jax.jit(jax.grad(loss, (0, 1)))(x.data, y.data, x, y)
+        total = dense_of(matrices[0]) + dense_of(matrices[1])
+        for operand, gradient in zip((x, y), gradients, strict=True):
+            assert gradient.sharding.is_equivalent_to(operand.data.sharding, 1)
+            np.testing.assert_array_equal(host(gradient), at_rows(3 * total**2, host(operand.indices), SHAPE))
+
+    def test_each_comes_in_its_own_dtype(self, matrices):
+        x, y = spread(matrices[:2])
+        u, v = x.data.astype(jnp.bfloat16), y.data
+        gradients = jax.grad(lambda u, v: squares(sharded.add(x.with_data(u), y.with_data(v)).data), (0, 1))(u, v)
+        assert [gradient.dtype for gradient in gradients] == [jnp.bfloat16, jnp.float32]
+
+    def test_finite_differences_to_second_order_and_forward_mode(self, pair):
+        x, y = pair
+
+        @jax.jit
+        def loss(u, v):
+            return ((sharded.add(x.with_data(u), y.with_data(v)).data / 9) ** 3).sum()
+
+        check_grads(loss, (x.data, y.data), order=2, rtol=3e-2, atol=3e-2)
+
+    def test_forward_over_reverse_of_traced_patterns(self, pair):
+        @jax.jit
+        def second(scale, x, y):
+            return jax.hessian(lambda s: squares(sharded.add(x.with_data(s * x.data), y).data))(scale)
+
+        entries = jax.jit(lambda x: sharded.add_n([x]).data)(pair[0])
+        np.testing.assert_allclose(second(1.0, *pair), 2 * squares(host(entries)), rtol=1e-5)
+
+    def test_vmap_over_values(self, pair):
+        x, y = pair
+        scales = jnp.arange(3.0)
+        batch = jax.jit(jax.vmap(lambda s: sharded.add(x.with_data(s * x.data), y).data))(scales)
+        for scale, total in zip(scales, batch, strict=True):
+            np.testing.assert_array_equal(total, sharded.add(x.with_data(scale * x.data), y).data)
+
+
+class TestCommunication:
+    """Read in the compiled HLO."""
+
+    @pytest.mark.parametrize(("name", "axis_type"), CASES, ids=str)
+    def test_sums_and_gradients_communicate_nothing(self, matrices, name, axis_type):
+        operands = spread(matrices[:2], name, axis_type)
+
+        def total(operands, values):
+            return sharded.add_n([x.with_data(v) for x, v in zip(operands, values, strict=True)], capacity=200)
+
+        def pull(operands, cotangent):
+            values = [x.data for x in operands]
+            return jax.vjp(lambda values: total(operands, values).data, values)[1](cotangent)
+
+        cotangent = jax.jit(total)(operands, [x.data for x in operands]).data
+        assert collectives_in(total, operands, [x.data for x in operands]) == []
+        assert collectives_in(pull, operands, cotangent) == []
+
+    def test_the_test_sees_a_collective(self, pair):
+        assert collectives_in(lambda x: x.data.sum(), pair[0]) == ["all-reduce"]
+
+    def test_second_order_communicates_nothing(self, pair):
+        x, y = pair
+
+        def first(u, x, y):
+            return jax.vjp(lambda u: sharded.add(x.with_data(u), y).data ** 3, u)[1](jnp.ones_like(u, shape=nse))[0]
+
+        nse = (x.capacity + y.capacity) * x.shards
+        ones = jax.device_put(jnp.ones(len(x.data)), x.data.sharding)
+        assert collectives_in(lambda u, x, y: jax.vjp(lambda u: first(u, x, y), u)[1](ones), x.data, x, y) == []
+
+    def test_checks_communicate_under_checkify_only(self, pair):
+        assert collectives_in(lambda x, y: sharded.add(x, y, capacity=40), *pair) == []
+        checked = checkify.checkify(lambda x, y: sharded.add(x, y, capacity=40))
+        assert collectives_in(checked, *pair) != []
+
+
+class TestDense:
+    def test_a_replicated_operand_gives_a_replicated_sum(self, matrices):
+        x, y = spread(matrices[:2], "beside another axis")
+        dense = np.full(SHAPE, 2, np.float32)
+        for total in (sharded.add(x, dense), jax.jit(sharded.add)(dense, x)):
+            assert total.sharding.is_fully_replicated
+            np.testing.assert_array_equal(total, dense_of(matrices[0]) + 2)
+        expected = dense_of(matrices[0]) + dense_of(matrices[1]) + 2
+        np.testing.assert_array_equal(sharded.add_n([x, dense, y]), expected)
+
+    def test_operands_may_be_cut_differently(self, matrices, pair, elsewhere):
+        total = sharded.add_n([elsewhere, np.zeros(SHAPE, np.float32), pair[1]])
+        np.testing.assert_array_equal(total, dense_of(matrices[0]) + dense_of(matrices[1]))
+
+    def test_the_sum_takes_one_all_reduce_and_its_gradient_none(self, matrices, pair):
+        x, _ = pair
+        dense = jax.device_put(np.ones(SHAPE, np.float32), NamedSharding(x.mesh, PartitionSpec()))
+        assert collectives_in(sharded.add, x, dense) == ["all-reduce"]
+
+        def pull(x, dense, cotangent):
+            return jax.vjp(lambda u, d: sharded.add(x.with_data(u), d), x.data, dense)[1](cotangent)
+
+        assert collectives_in(pull, x, dense, 2 * dense) == []
+        by_values, by_dense = pull(x, dense, 2 * dense)
+        np.testing.assert_array_equal(by_values, at_rows(host(2 * dense), host(x.indices), SHAPE))
+        np.testing.assert_array_equal(by_dense, 2 * dense)
+
+
+class TestTrainingLoop:
+    """Edge weights are learnt, so that the sum maps replicated features to a target."""
+
+    def test_jit_with_shardings_learns_as_a_single_device_does(self, matrices, rng):
+        fixed, learnt = spread(matrices[:2])
+        features = np.asarray(rng.normal(size=SHAPE[1]), np.float32)
+        everywhere = NamedSharding(fixed.mesh, PartitionSpec())
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, (learnt.data, fixed, learnt))
+
+        def step(values, fixed, learnt, features):
+            def loss(values):
+                total = sharded.add(fixed, learnt.with_data(values))
+                return squares(total.matrix @ features - 1)
+
+            value, gradient = jax.value_and_grad(loss)(values)
+            return values - 1e-3 * gradient, value
+
+        jitted = jax.jit(
+            step,
+            in_shardings=(*shardings, everywhere),
+            out_shardings=(shardings[0], everywhere),
+            donate_argnums=0,
+        )
+        values, losses = jnp.copy(learnt.data), []
+        for _ in range(4):
+            values, loss = jitted(values, fixed, learnt, features)
+            losses.append(float(loss))
+        assert values.sharding.is_equivalent_to(learnt.data.sharding, 1)
+
+        indices, here = jnp.asarray(host(learnt.indices)), jnp.asarray(host(learnt.data))
+        for expected in losses:
+
+            def loss(values):
+                total = jsg.add(matrices[0], as_bcoo(indices, values, SHAPE))
+                return squares(total @ features - 1)
+
+            value, gradient = jax.value_and_grad(loss)(here)
+            here = here - 1e-3 * gradient
+            np.testing.assert_allclose(value, expected, rtol=1e-4)
+        np.testing.assert_allclose(values, here, rtol=1e-3, atol=1e-4)
+        assert losses[-1] < losses[0]
+
+    def test_a_scan_carries_a_sum(self, matrices):
+        x, y = spread(matrices[:2])
+
+        @jax.jit
+        def accumulate(scales, x, y):
+            def add(total, scale):
+                return sharded.add(total, y.with_data(scale * y.data), capacity=total.capacity), None
+
+            start = sharded.add_n([x], capacity=100)
+            return jax.lax.scan(add, start, scales)[0]
+
+        scales = jnp.arange(1.0, 4.0)
+        total = accumulate(scales, x, y)
+        np.testing.assert_array_equal(dense_of(total), dense_of(matrices[0]) + 6 * dense_of(matrices[1]))
+        gradient = jax.grad(lambda scales: squares(accumulate(scales, x, y).data))(scales)
+        expected = 2 * (dense_of(total) * dense_of(matrices[1])).sum()
+        np.testing.assert_allclose(gradient, [expected] * 3, rtol=1e-5)
+
+
+class TestFaults:
+    def test_operands_cut_differently(self, pair, elsewhere):
+        for function in (sharded.add, lambda x, y: sharded.add_n([y, x]), sharded.plan_sparse_add):
+            with pytest.raises(ValueError, match=r"must be partitioned as .*; its row_starts are \[.*\], not \[.*\]"):
+                function(elsewhere, pair[1])
+        assert np.all(np.isnan(jax.jit(sharded.add)(elsewhere, pair[1]).data))
+        integers = [x.with_data(x.data.astype(np.int32)) for x in (elsewhere, pair[1])]
+        assert np.all(host(jax.jit(sharded.add)(*integers).data) == np.iinfo(np.int32).min)
+
+    def test_rows_in_another_shard(self, pair):
+        x, y = pair
+        row = host(x.row_starts)[-2]  # the first of the last shard
+        moved = x.indices.at[1].set(jnp.array([row, 0]))
+        bad = sharded.RowSharded(x.data, moved, x.row_starts, x.nnz, x.shape, x.mesh, x.axis)
+        message = (
+            rf"`x.indices` must lie in .* and in shard 0 have rows 0 ... \d+ - 1 .*; entry 1 of shard 0 is \[{row}  0\]"
+        )
+        with pytest.raises(ValueError, match=message):
+            sharded.add(bad, y)
+        totals = np.split(host(jax.jit(sharded.add)(bad, y).data), x.shards)
+        assert [bool(np.isnan(values).all()) for values in totals] == [True] + [False] * 7
+        gradient = jax.jit(jax.grad(lambda u, bad, y: sharded.add(bad.with_data(u), y).data.sum()))(x.data, bad, y)
+        poisoned = [bool(np.isnan(values).any()) for values in np.split(host(gradient), x.shards)]
+        assert poisoned == [True] + [False] * 7
+
+    def test_indices_outside_the_shape(self, pair):
+        x, y = pair
+        bad = sharded.RowSharded(x.data, x.indices.at[1, 1].set(-1), x.row_starts, x.nnz, x.shape, x.mesh, x.axis)
+        with pytest.raises(ValueError, match=r"`x.indices` must lie in "):
+            sharded.add(bad, y)
+        assert not np.any(np.isnan(jax.jit(sharded.add)(bad, y).data))  # counts as padding
+
+    def test_overflow_poisons_its_shard_and_names_it(self, pair):
+        exact = host(sharded.add(*pair).nnz)
+        capacity = int(exact.max()) - 1
+        with pytest.raises(
+            ValueError, match=f"`capacity` must be at least {exact.max()}.* in shard {exact.argmax()}; got {capacity}"
+        ):
+            sharded.add(*pair, capacity=capacity)
+        total = jax.jit(lambda x, y: sharded.add(x, y, capacity=capacity))(*pair)
+        np.testing.assert_array_equal(host(total.nnz), exact)
+        poisoned = [bool(np.isnan(values).all()) for values in np.split(host(total.data), total.shards)]
+        assert poisoned == (exact > capacity).tolist()
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (
+                lambda x, y: (x, y.matrix),
+                TypeError,
+                "`y` must be a `RowSharded` or an array, got BCOO; `partition` makes",
+            ),
+            (lambda x, y: (host(x.data), host(x.data)), TypeError, "one of the operands must be a `RowSharded`"),
+            (lambda x, y: (x, np.ones(3)), ValueError, r"`y` must have the shape of `x`; got \(3,\) and \(40, 30\)"),
+            (
+                lambda x, y: (x, spread([y.matrix], "beside another axis")[0]),
+                ValueError,
+                "`y` must be spread over the mesh and axis of `x`; got axis 'rows' of ",
+            ),
+            (
+                lambda x, y: (x, jax.tree.map(lambda leaf: leaf[None], y)),
+                ValueError,
+                "`y` must have as many values as index rows",
+            ),
+        ],
+    )
+    def test_static_faults_are_named_while_tracing_too(self, pair, change, error, message):
+        operands = change(*pair)
+        for add in (sharded.add, jax.jit(sharded.add)):
+            with pytest.raises(error, match=message):
+                add(*operands)
+
+    def test_capacity_of_a_dense_sum(self, pair):
+        with pytest.raises(ValueError, match="`capacity` must not be given where an operand is dense"):
+            sharded.add(pair[0], np.ones(SHAPE), capacity=3)
+
+
+class TestCheckify:
+    """Errors are named under jit, in one line, through any number of sums and in gradients."""
+
+    CAPACITY = 60  # of all operands, so that one program serves good and bad ones
+
+    def errors_of(self, function, *calls):
+        checked = jax.jit(checkify.checkify(function, errors=checkify.user_checks))
+        return [checked(*arguments)[0].get() for arguments in calls]
+
+    @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+    def test_in_gradients_of_several_sums(self, matrices, axis_type):
+        def loss(u, x, y):
+            total = sharded.add(x.with_data(u), y, assume_canonical=True)
+            return squares(sharded.add(total, y, capacity=self.CAPACITY, assume_canonical=True).data)
+
+        x, y = spread([jsg.add_n([x]) for x in matrices[:2]], axis_type=axis_type, capacity=self.CAPACITY)
+        starts = host(x.row_starts) + np.array([0, *[1] * 7, 0])
+        elsewhere = sharded.repartition(x, starts, capacity=self.CAPACITY)
+        good, bad = self.errors_of(jax.grad(loss), (x.data, x, y), (elsewhere.data, elsewhere, y))
+        assert good is None
+        assert bad.startswith("`y` must be partitioned as `x`; its row_starts are [")
+        assert "\n" not in bad
+
+    def test_in_a_scan(self, matrices):
+        def accumulate(x, y):
+            def add(total, _):
+                return sharded.add(total, y, capacity=self.CAPACITY), None
+
+            return jax.lax.scan(add, x, None, length=3)[0].data
+
+        full = random_matrix(np.random.default_rng(0), 600)
+        x, y, many = spread([*matrices[:2], full], capacity=200)
+        few = sharded.add_n([x], capacity=self.CAPACITY)
+        good, bad = self.errors_of(accumulate, (few, y), (few, many))
+        assert good is None
+        assert bad.startswith("`capacity` must be at least ")
+        assert "in shard" in bad
+
+    def test_of_broken_promises(self, pair):
+        canonical = [sharded.add_n([x], capacity=x.capacity) for x in pair]
+        add = partial(sharded.add, assume_canonical=True)
+        good, bad = self.errors_of(add, canonical, (pair[0], canonical[1]))
+        assert good is None
+        assert bad.startswith("`x` must be sorted and unique, with padding last, in each shard")
+
+
+def test_trees_of_a_sum_are_alike(pair):
+    chex.assert_trees_all_equal_structs(jax.jit(sharded.add)(*pair), sharded.add(*pair))

@@ -1,0 +1,224 @@
+"""From the host to the devices: whole matrices, shard by shard, and what is refused."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+from jax.experimental.sparse import BCSR
+from jax.sharding import AxisType
+
+from jax_sparse_grad import sharded
+from shards import MESHES, SHAPE, as_bcoo, check_form, dense_of, host, make_mesh, random_matrix
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh()[0]
+
+
+@pytest.fixture
+def matrix(rng):
+    return random_matrix(rng, shuffled=True, padding=2)
+
+
+def to_scipy(matrix):
+    inside = np.all(host(matrix.indices) < SHAPE, axis=1)
+    return scipy.sparse.coo_array((host(matrix.data)[inside], tuple(host(matrix.indices)[inside].T)), shape=SHAPE)
+
+
+class TestPartition:
+    @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+    @pytest.mark.parametrize("name", MESHES)
+    def test_each_shard_holds_its_rows_in_order(self, matrix, name, axis_type):
+        mesh, axis, shards = make_mesh(name, axis_type)
+        x = sharded.partition(matrix, mesh, axis)
+        assert (x.shards, x.shape, x.ndim) == (shards, SHAPE, 2)
+        assert x.capacity == host(x.nnz).max()
+        check_form(x, canonical=False)
+        np.testing.assert_array_equal(dense_of(x), dense_of(matrix))
+        for rows in np.split(host(x.indices), shards):
+            np.testing.assert_array_equal(rows, rows[np.lexsort(rows.T[::-1])])
+        assert host(x.nnz).max() < 2 * host(x.nnz).mean()
+        assert f"shards={shards}" in repr(x)
+
+    def test_it_is_a_bcoo_to_jax(self, matrix, mesh):
+        x = sharded.partition(matrix, mesh, "rows")
+        dense = dense_of(matrix)
+        v = np.arange(SHAPE[1], dtype=np.float32)
+        np.testing.assert_array_equal(x.matrix.todense(), dense)
+        np.testing.assert_allclose(x.matrix @ v, dense @ v, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(lambda x, v: x.matrix @ v)(x, v), dense @ v, rtol=1e-6)
+        np.testing.assert_array_equal((x.matrix * 2).T.todense(), 2 * dense.T)
+
+    def test_a_bcsr_and_scipy_matrices_are_taken_too(self, matrix, mesh):
+        dense = dense_of(matrix)
+        for operand in (BCSR.fromdense(dense), to_scipy(matrix), to_scipy(matrix).tocsc()):
+            np.testing.assert_array_equal(dense_of(sharded.partition(operand, mesh, "rows")), dense)
+
+    @pytest.mark.parametrize("index_dtype", [np.int8, np.uint16])
+    def test_hybrid_values_and_narrow_indices(self, rng, mesh, index_dtype):
+        indices = rng.integers(0, 9, (20, 1)).astype(index_dtype)
+        x = sharded.partition(as_bcoo(indices, rng.random((20, 3), np.float32), (9, 3)), mesh, "rows")
+        assert (x.indices.dtype, x.row_starts.dtype, x.data.shape[1:]) == (index_dtype, index_dtype, (3,))
+        check_form(x, canonical=False)
+
+    def test_room_is_left_where_it_is_asked_for(self, matrix, mesh):
+        x = sharded.partition(matrix, mesh, "rows", capacity=100)
+        assert (x.capacity, x.data.shape) == (100, (800,))
+        check_form(x, canonical=False)
+
+    def test_fewer_rows_than_shards_and_no_entries_at_all(self, mesh):
+        few = scipy.sparse.eye_array(3, 4)
+        check_form(sharded.partition(few, mesh, "rows"))
+        none = sharded.partition(scipy.sparse.coo_array((5, 4)), mesh, "rows")
+        assert (none.capacity, host(none.nnz).tolist()) == (0, [0] * 8)
+        check_form(none)
+
+    def test_it_keeps_nothing_of_the_caller(self, mesh):
+        matrix = scipy.sparse.eye_array(8, format="coo", dtype=np.float32)
+        x = sharded.partition(matrix, mesh, "rows")
+        matrix.data[:] = 7
+        np.testing.assert_array_equal(dense_of(x), np.eye(8))
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"mesh": None}, TypeError, "`mesh` must be a `jax.sharding.Mesh`, got NoneType"),
+            ({"axis": 0}, TypeError, "`axis` must be the name of a mesh axis, or a tuple of names; got 0"),
+            (
+                {"axis": "columns"},
+                ValueError,
+                r"`axis` must name axes of the mesh, which are \('rows',\); got 'columns'",
+            ),
+            ({"axis": ("rows", "rows")}, ValueError, "`axis` must name axes of the mesh"),
+            ({"capacity": 3}, ValueError, r"`capacity` must be at least \d+, the number of entries in shard \d; got 3"),
+            ({"capacity": 1.5}, TypeError, "`capacity` must be an int or None, got 1.5"),
+            (
+                {"row_starts": [0, 40]},
+                ValueError,
+                r"`row_starts` must have shape \(9,\), one more than shards; got \(2,\)",
+            ),
+            (
+                {"row_starts": np.arange(9)},
+                ValueError,
+                "`row_starts` must ascend from 0 to 40, the number of rows; got",
+            ),
+            ({"row_starts": np.linspace(0, 40, 9)}, TypeError, "`row_starts` must be integers, got float64"),
+            ({"operand": np.eye(3)}, TypeError, "`operand` must be a BCOO, a BCSR or a SciPy matrix, got ndarray"),
+        ],
+    )
+    def test_faults_are_named(self, matrix, mesh, arguments, error, message):
+        arguments = {"operand": matrix, "mesh": mesh, "axis": "rows"} | arguments
+        with pytest.raises(error, match=message):
+            sharded.partition(**arguments)
+
+    def test_faulty_operands_are_named(self, matrix, mesh):
+        indices = matrix.indices.at[5].set(jnp.array([3, 30]))
+        with pytest.raises(ValueError, match=r"`operand.indices` must lie in .* row 5 is \[ 3 30\]"):
+            sharded.partition(as_bcoo(indices, matrix.data, SHAPE), mesh, "rows")
+        x = sharded.partition(matrix, mesh, "rows")
+        with pytest.raises(TypeError, match="`repartition` moves its rows"):
+            sharded.partition(x, mesh, "rows")
+        with pytest.raises(TypeError, match="`operand` must be concrete, got a traced array"):
+            jax.jit(lambda data: sharded.partition(as_bcoo(matrix.indices, data, SHAPE), mesh, "rows"))(matrix.data)
+        batched = as_bcoo(matrix.indices[None], matrix.data[None], (1, *SHAPE))
+        with pytest.raises(ValueError, match="`operand` must have n_batch 0, and rows; got n_batch 1"):
+            sharded.partition(batched, mesh, "rows")
+        large = scipy.sparse.coo_array((np.ones(1), ([2**31], [0])), shape=(2**31 + 1, 1))
+        with pytest.raises(ValueError, match=r"`operand.shape` must not exceed 2147483647.*set `jax_enable_x64`"):
+            sharded.partition(large, mesh, "rows")
+
+
+class TestFromShards:
+    @pytest.mark.parametrize("capacity", [None, 90])
+    @pytest.mark.parametrize("name", MESHES)
+    def test_it_gives_what_partition_gives(self, matrix, name, capacity):
+        mesh, axis, shards = make_mesh(name)
+        rows = to_scipy(matrix).tocsr()
+        starts = sharded.balanced_row_starts(rows, shards)
+        asked = []
+
+        def load(start, stop):
+            asked.append((start, stop))
+            return rows[start:stop]
+
+        x = sharded.from_shards(load, SHAPE, mesh, axis, row_starts=starts, capacity=capacity)
+        whole = sharded.partition(rows, mesh, axis, row_starts=starts, capacity=capacity)
+        for name in ("data", "indices", "row_starts", "nnz"):
+            np.testing.assert_array_equal(host(getattr(x, name)), host(getattr(whole, name)))
+        check_form(x, canonical=False)
+        # Each shard once, however many devices hold it.
+        assert asked == list(itertools.pairwise(starts))
+
+    def test_rows_are_cut_evenly_by_default(self, matrix, mesh):
+        rows = to_scipy(matrix).tocsr()
+        x = sharded.from_shards(lambda start, stop: rows[start:stop], SHAPE, mesh, "rows")
+        assert host(x.row_starts).tolist() == [5 * shard for shard in range(9)]
+
+    def test_bcoo_shards_of_hybrid_values(self, rng, mesh):
+        table = rng.random((24, 3), np.float32)
+
+        def load(start, stop):
+            return as_bcoo(
+                np.arange(stop - start, dtype=np.int32)[::-1, None].copy(), table[start:stop][::-1], (stop - start, 3)
+            )
+
+        x = sharded.from_shards(load, (24, 3), mesh, "rows")
+        np.testing.assert_array_equal(dense_of(x), table)
+
+    @pytest.mark.parametrize(
+        ("load", "error", "message"),
+        [
+            (
+                lambda start, stop: scipy.sparse.coo_array((stop, 30)),
+                ValueError,
+                r"`load\(5, 10\)` must have shape \(5, 30\)",
+            ),
+            (
+                lambda start, stop: np.zeros((stop - start, 30)),
+                TypeError,
+                r"`load\(0, 5\)` must be a BCOO, a BCSR or a SciPy",
+            ),
+            (
+                lambda start, stop: scipy.sparse.coo_array((stop - start, 30), dtype=np.float32 if start else np.int32),
+                ValueError,
+                "`load` must give all shards in one dtype .*; shard 1 differs from shard 0",
+            ),
+            (None, TypeError, "`load` must be a function of two row numbers, got NoneType"),
+        ],
+    )
+    @pytest.mark.parametrize("capacity", [None, 9])
+    def test_faults_are_named(self, mesh, load, error, message, capacity):
+        with pytest.raises(error, match=message):
+            sharded.from_shards(load, SHAPE, mesh, "rows", capacity=capacity)
+
+    def test_a_shard_that_does_not_fit_is_named(self, matrix, mesh):
+        rows = to_scipy(matrix).tocsr()
+        starts = np.arange(9) * 5
+        counts = np.diff(rows.indptr[starts])
+        with pytest.raises(ValueError, match=f"must be at least {counts.max()}.* in shard {counts.argmax()}; got 10"):
+            sharded.from_shards(lambda start, stop: rows[start:stop], SHAPE, mesh, "rows", capacity=10)
+
+    def test_an_exception_of_the_loader_passes_through(self, mesh):
+        with pytest.raises(FileNotFoundError, match="shard-0"):
+            sharded.from_shards(lambda start, stop: scipy.sparse.load_npz(f"shard-{start}.npz"), SHAPE, mesh, "rows")
+
+
+def test_other_values_on_the_same_pattern(matrix, mesh):
+    x = sharded.partition(matrix, mesh, "rows")
+    hybrid = x.with_data(jnp.stack([x.data, 2 * x.data], axis=1))
+    assert hybrid.shape == (*SHAPE, 2)
+    np.testing.assert_array_equal(dense_of(hybrid)[..., 1], 2 * dense_of(x))
+    with pytest.raises(ValueError, match="`data` must have one row for each row of `indices`"):
+        x.with_data(x.data[:-1])
+
+
+def test_it_passes_through_jit_as_a_tree(matrix, mesh):
+    x = sharded.partition(matrix, mesh, "rows")
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, x)
+    y = jax.jit(lambda x: x.with_data(3 * x.data), in_shardings=(shardings,), out_shardings=shardings)(x)
+    check_form(y, canonical=False)
+    np.testing.assert_array_equal(dense_of(y), 3 * dense_of(x))

@@ -1,0 +1,132 @@
+"""Sharded plans: the sums of `sharded.add`, made as often as wanted, and nothing communicated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jax_sparse_grad import sharded
+from samples import at_rows
+from shards import CASES, SHAPE, check_form, collectives_in, dense_of, host, make_mesh, random_matrix
+
+FORM = {"shuffled": True, "duplicates": 3, "padding": 2}
+
+
+def spread(matrices, *mesh):
+    mesh, axis, shards = make_mesh(*mesh)
+    starts = sharded.balanced_row_starts(matrices, shards)
+    return [sharded.partition(x, mesh, axis, row_starts=starts) for x in matrices]
+
+
+@pytest.fixture
+def matrices(rng):
+    return [random_matrix(rng, nnz, **FORM) for nnz in (150, 90, 60)]
+
+
+@pytest.fixture
+def operands(matrices):
+    return spread(matrices)
+
+
+@pytest.fixture
+def values(operands):
+    return [x.data / 9 for x in operands]
+
+
+def cubes(data):
+    return (data**3).sum()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_adds_what_add_adds_and_communicates_nothing(matrices, case):
+    operands = spread(matrices[:2], *case)
+    values = [x.data for x in operands]
+    expected = dense_of(matrices[0]) + dense_of(matrices[1])
+    eager = sharded.plan_sparse_add(*operands)
+    traced = jax.jit(sharded.plan_sparse_add)(*operands)
+    for plan in (eager, traced):
+        total = plan.with_data(plan(*values))
+        np.testing.assert_array_equal(dense_of(total), expected)
+        check_form(total)
+    assert eager.capacity == host(eager.nnz).max()
+    assert (eager.shape, eager.ndim) == (SHAPE, 2)
+    assert f"capacity={eager.capacity}" in repr(eager)
+
+    def pull(plan, values, cotangent):
+        return jax.vjp(plan, *values)[1](cotangent)
+
+    assert collectives_in(sharded.plan_sparse_add, *operands) == []
+    assert collectives_in(lambda plan, values: plan(*values), eager, values) == []
+    assert collectives_in(pull, eager, values, eager(*values)) == []
+    for x, gradient in zip(operands, jax.jit(pull)(eager, values, eager(*values)), strict=True):
+        assert gradient.sharding.is_equivalent_to(x.data.sharding, 1)
+        np.testing.assert_array_equal(gradient, at_rows(expected, host(x.indices), SHAPE))
+
+
+def test_derivatives_of_any_order_and_direction(operands, values):
+    plan = sharded.plan_sparse_add(*operands)
+    loss = jax.jit(lambda *values: cubes(plan(*values)))
+    check_grads(loss, values, order=1, rtol=3e-2, atol=3e-2)
+    hessian = jax.hessian(lambda scale: loss(*[scale * v for v in values]))(1.0)
+    np.testing.assert_allclose(hessian, 6 * loss(*values), rtol=1e-4)
+    primal, tangent = jax.jvp(jax.jit(plan), values, values)
+    np.testing.assert_array_equal(primal, tangent)
+    transposed = jax.linear_transpose(plan, *values)(primal)
+    for direct, pulled in zip(transposed, jax.vjp(plan, *values)[1](primal), strict=True):
+        np.testing.assert_array_equal(direct, pulled)
+
+
+def test_the_backward_pass_only_gathers(operands, values):
+    plan = sharded.plan_sparse_add(*[sharded.add_n([x]) for x in operands[:2]], assume_canonical=True)
+    values = [jnp.ones(size * 8) for size in (p.positions.shape[-1] for p in plan.union.placements)]
+    pull = jax.jit(lambda plan, values, c: jax.vjp(plan, *values)[1](c))
+    text = pull.lower(plan, values, plan(*values)).compile().as_text()
+    assert "gather(" in text
+    for forbidden in ("scatter(", "sort(", "while(", "conditional("):
+        assert forbidden not in text
+
+
+def test_it_passes_through_scan_and_vmap_with_hybrid_values(operands, values):
+    plan = sharded.plan_sparse_add(*operands)
+    batch = [jnp.stack([v, 2 * v]) for v in values]
+    _, scanned = jax.jit(lambda plan, batch: jax.lax.scan(lambda p, v: (p, p(*v)), plan, batch))(plan, batch)
+    mapped = jax.jit(jax.vmap(lambda *v: plan(*v)))(*batch)
+    hybrid = plan(*[jnp.stack([v, 2 * v], axis=1) for v in values])
+    for total in (scanned, mapped, hybrid.T):
+        np.testing.assert_allclose(total, [plan(*values), 2 * plan(*values)], rtol=1e-6)
+
+
+def test_overflow_poisons_its_shard_and_names_it(operands, values):
+    exact = host(sharded.plan_sparse_add(*operands).nnz)
+    capacity = int(exact.max()) - 1
+    with pytest.raises(ValueError, match=f"`capacity` must be at least {exact.max()}.* in shard {exact.argmax()}; got"):
+        sharded.plan_sparse_add(*operands, capacity=capacity)
+    plan = jax.jit(lambda *operands: sharded.plan_sparse_add(*operands, capacity=capacity))(*operands)
+    np.testing.assert_array_equal(host(plan.nnz), exact)
+    poisoned = [bool(np.isnan(part).all()) for part in np.split(host(plan(*values)), 8)]
+    assert poisoned == (exact > capacity).tolist()
+
+
+def test_a_plan_of_operands_cut_differently_is_poisoned(matrices, operands, values):
+    mesh, axis, shards = make_mesh()
+    even = sharded.partition(matrices[0], mesh, axis, row_starts=np.arange(shards + 1) * SHAPE[0] // shards)
+    plan = jax.jit(sharded.plan_sparse_add)(even, operands[1])
+    assert not np.any(host(plan.sound))
+    gradient = jax.grad(lambda u: plan(u, values[1]).sum())(even.data)
+    entries = np.all(host(even.indices) < SHAPE, axis=1)
+    assert np.all(np.isnan(host(gradient)[entries]))
+
+
+def test_faults_are_named(operands, values):
+    plan = sharded.plan_sparse_add(*operands)
+    with pytest.raises(ValueError, match="`operands` must hold at least one operand"):
+        sharded.plan_sparse_add()
+    with pytest.raises(TypeError, match=r"`operands\[1\]` must be a `RowSharded`, got BCOO"):
+        sharded.plan_sparse_add(operands[0], operands[1].matrix)
+    with pytest.raises(ValueError, match="`values` must be given for each of the 3 operands of the plan, got 2"):
+        plan(*values[:2])
+    with pytest.raises(ValueError, match=r"`values\[2\]` must have one row for each row of `operands\[2\].indices`"):
+        plan(*values[:2], values[0])
+    with pytest.raises(ValueError, match="`data` must have one row for each row of `indices`"):
+        plan.with_data(jnp.ones(3))
