@@ -86,6 +86,14 @@ def as_nse(nse: Any, name: str = "nse") -> int | None:
     return size
 
 
+def as_capacity(capacity: Any) -> int | None:
+    """The number of entries to make room for in each shard, or None; a shard without room is none."""
+    size = as_nse(capacity, "capacity")
+    if size == 0:
+        raise ValueError("`capacity` must be positive, got 0")
+    return size
+
+
 def as_flag(name: str, flag: Any) -> bool:
     """A static bool."""
     if not isinstance(flag, bool | np.bool_):

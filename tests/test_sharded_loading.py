@@ -74,7 +74,7 @@ class TestPartition:
         few = scipy.sparse.eye_array(3, 4)
         check_form(sharded.partition(few, mesh, "rows"))
         none = sharded.partition(scipy.sparse.coo_array((5, 4)), mesh, "rows")
-        assert (none.capacity, host(none.nnz).tolist()) == (0, [0] * 8)
+        assert (none.capacity, host(none.nnz).tolist()) == (1, [0] * 8)
         check_form(none)
 
     def test_it_keeps_nothing_of_the_caller(self, mesh):
@@ -95,6 +95,7 @@ class TestPartition:
             ),
             ({"axis": ("rows", "rows")}, ValueError, "`axis` must name axes of the mesh"),
             ({"capacity": 3}, ValueError, r"`capacity` must be at least \d+, the number of entries in shard \d; got 3"),
+            ({"capacity": 0}, ValueError, "`capacity` must be positive, got 0"),
             ({"capacity": 1.5}, TypeError, "`capacity` must be an int or None, got 1.5"),
             (
                 {"row_starts": [0, 40]},

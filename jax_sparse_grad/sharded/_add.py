@@ -14,7 +14,7 @@ from jax import lax
 from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad._numeric import poison_unless
 from jax_sparse_grad._plan import unite_and_add
-from jax_sparse_grad.sharded._guards import common_pattern, fullest, guard_capacity, is_sound, most_in_shard
+from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._plan import add_planned, make_plan
@@ -100,7 +100,7 @@ def add_n(operands: Sequence[Any], *, capacity: int | None = None, assume_canoni
 
 
 def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assume_canonical: Any) -> Any:
-    size = _validation.as_nse(capacity, "capacity")
+    size = _validation.as_capacity(capacity)
     canonical = _validation.as_flag("assume_canonical", assume_canonical)
     named = dict(zip(names, operands, strict=True))
     sparse = {name: x for name, x in named.items() if isinstance(x, RowSharded)}
@@ -179,7 +179,7 @@ def _sum_exactly(
     rows, total, nnz = _sum(layout, bound if capacity is None else capacity, canonical, row_starts, indices, values)
     if capacity is not None:
         return guard_capacity(rows, layout, nnz, capacity, bound), total, nnz
-    rows, total = cut(layout, int(fullest(layout, nnz)[0]), (rows, total))
+    rows, total = cut(layout, exact_capacity(layout, nnz), (rows, total))
     return rows, total, nnz
 
 

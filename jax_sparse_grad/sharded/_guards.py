@@ -82,8 +82,6 @@ def _are_equal(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def guard_rows(layout: Layout, name: str, row_starts: jax.Array | None, rows: jax.Array) -> jax.Array:
     """The same indices, on the condition that all lie in the shape and, if `row_starts` are given, in their shard."""
-    if rows.shape[0] == 0:
-        return rows
     ok, facts = _first_bad_row(layout, row_starts, rows)
     message = f"`{name}.indices` must lie in [0, {layout.shape}), or equal {layout.shape} in padding"
     if row_starts is not None:
@@ -133,7 +131,7 @@ def guard_capacity(tree: T, layout: Layout, nnz: jax.Array, capacity: int, bound
     """The same arrays, on the condition that `nnz` entries of each shard, at most `bound`, fit its capacity."""
     if capacity >= bound:
         return tree
-    most, shard = fullest(layout, nnz)
+    most, shard = _fullest(layout, nnz)
     message = (
         "`capacity` must be at least {nnz}, the number of distinct entries of the sum in shard {shard}; "
         f"got {capacity}"
@@ -141,8 +139,13 @@ def guard_capacity(tree: T, layout: Layout, nnz: jax.Array, capacity: int, bound
     return guard(tree, most <= capacity, message, nnz=most, shard=shard)
 
 
+def exact_capacity(layout: Layout, nnz: jax.Array) -> int:
+    """The room that the fullest shard needs, of concrete numbers; at least one slot, so that no array is empty."""
+    return max(1, int(_fullest(layout, nnz)[0]))
+
+
 @partial(jax.jit, static_argnums=0)
-def fullest(layout: Layout, nnz: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _fullest(layout: Layout, nnz: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest number of entries in a shard, and which shard that is."""
 
     def fullest(_: None, nnz: jax.Array) -> Any:

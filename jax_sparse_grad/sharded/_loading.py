@@ -64,8 +64,8 @@ def partition(operand: Any, mesh: Any, axis: Any, *, row_starts: Any = None, cap
     starts = as_row_starts(row_starts, shape[0], shards)
     cuts = np.searchsorted(indices[:, 0], starts.astype(indices.dtype))
     counts = np.diff(cuts)
-    size = _validation.as_nse(capacity, "capacity")
-    placed = _Placed(mesh, axis, int(counts.max()) if size is None else size)
+    size = _validation.as_capacity(capacity)
+    placed = _Placed(mesh, axis, max(1, int(counts.max())) if size is None else size)
     check_capacity(placed.capacity, counts)
     for shard in placed.devices:
         entries = slice(cuts[shard], cuts[shard + 1])
@@ -126,7 +126,7 @@ def from_shards(
     shards = count_shards(mesh, axis)
     starts = even_starts(whole[0], shards) if row_starts is None else row_starts
     starts = as_row_starts(starts, whole[0], shards)
-    size = _validation.as_nse(capacity, "capacity")
+    size = _validation.as_capacity(capacity)
 
     placed = None if size is None else _Placed(mesh, axis, size)
     pieces: dict[int, _Piece] = {}
@@ -157,7 +157,7 @@ def from_shards(
             f"shard {np.argmax(kinds != kinds[0])} differs from shard 0"
         )
     if placed is None:
-        placed = _Placed(mesh, axis, int(counts.max()))
+        placed = _Placed(mesh, axis, max(1, int(counts.max())))
         for shard, piece in pieces.items():
             placed.put(shard, *piece)
     check_capacity(placed.capacity, counts)

@@ -14,7 +14,7 @@ from jax_sparse_grad import _validation
 from jax_sparse_grad._numeric import add_values, poison_unless
 from jax_sparse_grad._plan import unite_plan
 from jax_sparse_grad._union import Union, entry_counts, truncate
-from jax_sparse_grad.sharded._guards import common_pattern, fullest, guard_capacity, is_sound, most_in_shard
+from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded
 
@@ -169,7 +169,7 @@ def plan_sparse_add(*operands: RowSharded, capacity: int | None = None, assume_c
     for k, x in enumerate(operands):
         if not isinstance(x, RowSharded):
             raise TypeError(f"`operands[{k}]` must be a `RowSharded`, got {type(x).__name__}")
-    size = _validation.as_nse(capacity, "capacity")
+    size = _validation.as_capacity(capacity)
     canonical = _validation.as_flag("assume_canonical", assume_canonical)
     named = {f"operands[{k}]": x for k, x in enumerate(operands)}
     layout, indices = common_pattern(named, alike=True, canonical=canonical)
@@ -196,7 +196,7 @@ def make_plan(
         if capacity is not None:
             return make(capacity)
         roomy = make(bound)
-        return _cut_plan(layout, int(fullest(layout, roomy.nnz)[0]), roomy)
+        return _cut_plan(layout, exact_capacity(layout, roomy.nnz), roomy)
 
     return _validation.call_concretely(make_exactly)
 

@@ -72,7 +72,7 @@ def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None =
     """
     if not isinstance(x, RowSharded):
         raise TypeError(f"`x` must be a `RowSharded`, got {type(x).__name__}; `partition` makes one")
-    size = _validation.as_nse(capacity, "capacity")
+    size = _validation.as_capacity(capacity)
     layout = common_layout({"x": x})
     if row_starts is None:
         if not _validation.is_concrete(x.indices, x.row_starts, x.nnz):
@@ -89,13 +89,13 @@ def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None =
     if concrete:
         starts = replicate(x.mesh, row_starts)
         flows = _validation.call_concretely(lambda: _checked_flows(layout, starts, indices))
-        size = int(flows.sum(axis=0).max()) if size is None else size
+        size = max(1, int(flows.sum(axis=0).max())) if size is None else size
         check_capacity(size, flows.sum(axis=0))
         block = bucket(int((flows - np.diag(flows.diagonal())).max()))  # lest every flow be compiled for
     else:
         indices = guard_rows(layout, "x", None, indices)
         size = x.capacity if size is None else size
-        block = max(x.capacity, 1)
+        block = x.capacity
     move = partial(_move, layout, Route(layout.axis, layout.shards, layout.shape, size, block), starts)
     if concrete and _validation.is_concrete(data):
         rows, values, nnz = _validation.call_concretely(lambda: move(indices, data))
