@@ -3,6 +3,7 @@
 Arguments: the number of processes, which of them this is, the port of the first, and what to do.
 """
 
+import itertools
 import os
 import sys
 
@@ -45,12 +46,14 @@ def load_all(mesh):
     return operands
 
 
-def check_local(array, expected):
-    """The shards of this process are those of an array that one process holds."""
-    shards = array.addressable_shards
-    assert len(shards) == SHARDS // jax.process_count()
-    for shard in shards:
-        np.testing.assert_array_equal(shard.data, expected[shard.index])
+def check_local(values, indices, dense):
+    """The entries that this process holds are those of a dense array."""
+    parts = list(zip(values.addressable_shards, indices.addressable_shards, strict=True))
+    assert len(parts) == SHARDS // jax.process_count()
+    for data, rows in parts:
+        places = np.asarray(rows.data)
+        entries = places[:, 0] < SHAPE[0]
+        np.testing.assert_array_equal(np.asarray(data.data)[entries], dense[tuple(places[entries].T)])
 
 
 def add_and_check(mesh):
@@ -58,7 +61,6 @@ def add_and_check(mesh):
     starts = sharded.balanced_row_starts([x, y])
     x, y = (sharded.repartition(each, starts) for each in (x, y))
     total = sharded.add(x, y)  # eager: all agree on its capacity
-    traced = jax.jit(lambda x, y: sharded.add(x, y, capacity=total.capacity))(x, y)
 
     @jax.jit
     def gradient(x, y):
@@ -70,32 +72,23 @@ def add_and_check(mesh):
     loss, gradients = gradient(x, y)
 
     # The same on a single device.
-    matrices = [BCOO.from_scipy_sparse(rows_of(seed, 0, SHAPE[0])) for seed in (0, 1)]
-    single = jsg.add(*matrices)
+    single = jsg.add(*(BCOO.from_scipy_sparse(rows_of(seed, 0, SHAPE[0])) for seed in (0, 1)))
     assert loss == (single.data**2).sum()
     dense = np.asarray(single.todense())
-    counts = np.bincount(np.asarray(single.indices)[:, 0], minlength=SHAPE[0])
-    per_shard = np.add.reduceat(np.append(counts, 0), np.minimum(starts[:-1], SHAPE[0])) * (np.diff(starts) > 0)
+    per_shard = np.histogram(np.asarray(single.indices)[:, 0], np.arange(SHAPE[0] + 1))[0]
+    per_shard = np.array([per_shard[start:stop].sum() for start, stop in itertools.pairwise(starts)])
     assert total.capacity == per_shard.max()
-    check_local(total.nnz, per_shard)
-    for each in (total, traced):
-        for data, indices in zip(each.data.addressable_shards, each.indices.addressable_shards, strict=True):
-            entries = np.asarray(indices.data)[:, 0] < SHAPE[0]
-            places = np.asarray(indices.data)[entries]
-            np.testing.assert_array_equal(np.asarray(data.data)[entries], dense[tuple(places.T)])
+    for shard in total.nnz.addressable_shards:
+        np.testing.assert_array_equal(shard.data, per_shard[shard.index])
+    check_local(total.data, total.indices, dense)
     for operand, values in zip((x, y), gradients, strict=True):
-        for data, indices in zip(values.addressable_shards, operand.indices.addressable_shards, strict=True):
-            entries = np.asarray(indices.data)[:, 0] < SHAPE[0]
-            places = np.asarray(indices.data)[entries]
-            np.testing.assert_array_equal(np.asarray(data.data)[entries], 2 * dense[tuple(places.T)])
+        check_local(values, operand.indices, 2 * dense)
 
     # What is wrong anywhere raises everywhere.
-    for fault, message in (
-        (lambda: sharded.add(x, y, capacity=1), "`capacity` must be at least"),
-        (lambda: sharded.add(x, load_all(mesh)[1]), "`y` must be partitioned as `x`"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            fault()
+    with pytest.raises(ValueError, match="`y` must be partitioned as `x`"):
+        sharded.add(x, load_all(mesh)[1])
+    with pytest.raises(ValueError, match="`capacity` must be at least .* in shard 0; got 50"):
+        sharded.from_shards(lambda start, stop: rows_of(0, start, stop), SHAPE, mesh, "rows", capacity=50)
 
 
 def fail_to_load(mesh):

@@ -77,6 +77,21 @@ def test_accumulate_gradients(tmp_path, capsys):
     assert result.plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_sharded(tmp_path, capsys):
+    sharded = load("sharded", "matplotlib", "scipy")
+    result = sharded.main(2_000, 20_000, 4_000, (4,), steps=3, rounds=1, output=tmp_path)
+    assert "communicates, forward and backward: nothing" in capsys.readouterr().out
+    assert result.skew_before > 2
+    assert result.skew_after < 1.2
+    assert result.moved_alike
+    assert result.sum_error == 0
+    assert result.gradient_error < 1e-5
+    assert result.collectives == []
+    assert np.all(np.diff(result.losses) < 0)
+    assert all(np.isfinite(list(times.values())).all() for times in result.milliseconds.values())
+    assert result.plot.read_bytes().startswith(b"\x89PNG")
+
+
 # What TensorFlow 2.21 gets right, and where it says that it cannot; all else is silently wrong.
 TENSORFLOW_RIGHT = {
     "sum: sorted",

@@ -1,0 +1,572 @@
+"""Add corrections to a graph of ten million edges, its rows spread over eight devices, and learn them.
+
+The nodes are numbered by age, as in a graph of citations: old ones have most edges, and the degrees follow a power law.
+So shards of equally many rows have very unequal work, and a sum takes as long as its fullest shard; all others are
+padded to that. `balanced_row_starts` cuts where the shards have equally many entries, and `repartition` moves rows that
+are on the devices already. Then come the sum, compared with SciPy's; the gradient of a loss by the corrections,
+compared with that on one device; a few steps of descent with a plan, which unites the patterns once; and timings.
+
+On a CPU, eight devices are made of the host: they share its cores and its memory, so that more shards than cores gain
+nothing but smaller pieces. The example shows what each device has to do; how fast eight of them are, only eight can
+tell.
+
+What was found on a CPU of two cores, for 10,000,000 edges of 1,000,000 nodes and 2,000,000 corrections:
+
+- Of equally many rows, the fullest shard has 5.5 times as many entries as the mean; balanced, 1.000 times, cut by a
+  sample of what lies on the devices, 1.001 times. The balanced shards have from 609 to 663,011 rows.
+- The sum equals SciPy's bit for bit, and communicates nothing, forward or backward. The gradient differs from that on
+  one device by 2e-7 of its largest entry; JAX's product of the sum and a vector, in the loss, takes an all-reduce.
+- With equally many rows, the eight shards take 4.5 times as long as balanced ones forward, 4.9 times with the backward
+  pass, 6.3 times with a plan: padding is merged too, 66 million slots instead of 12 million.
+- With a plan, forward and backward take a fifth of the time on one shard, a ninth on eight balanced ones.
+- Eight balanced shards take 0.83 times as long as one, 0.87 times with the backward pass, 0.56 times with a plan. XLA
+  uses both cores for a single shard as well, so that this is what smaller pieces gain, not what eight devices would.
+- One shard takes 1.02 times as long as `jsg.add` on one device, 0.9 times with a plan.
+- To go from equally many rows to balanced ones by `repartition` takes 13 s with the cuts and compilation: more than
+  half of the graph leaves one shard, and of blocks for all pairs of shards, each is as long as the largest flow. Where
+  the cuts are known before the graph is loaded, give them to `from_shards`: 1.4 s.
+
+A run takes three minutes, much of it compilation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import BCOO
+from jax.sharding import AxisType, Mesh
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from scipy.sparse import coo_array, csr_array
+
+import jax_sparse_grad as jsg
+from jax_sparse_grad.sharded import RowSharded
+
+AXIS = "rows"
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
+
+# What is timed.
+FORWARD = "forward"
+BACKWARD = "forward and backward"
+PLANNED = "forward and backward, planned"
+
+STYLES: dict[str, dict[str, Any]] = {
+    FORWARD: {"color": "tab:blue", "marker": "^"},
+    BACKWARD: {"color": "tab:green", "marker": "o", "linewidth": 2.5},
+    PLANNED: {"color": "tab:orange", "marker": "s"},
+}
+EVEN, BALANCED = "equally many rows", "balanced"
+COLOURS = {EVEN: ("tab:red", "lightcoral"), BALANCED: ("tab:green", "lightgreen")}  # of the graph, of the corrections
+
+
+class Problem(NamedTuple):
+    """A graph, corrections to it, and what they are to be learnt from.
+
+    graph: the adjacency, float32 `[nodes, nodes]`; row i holds the edges of node i to the nodes that cite it.
+    corrections: the same; half of its entries lie on edges of the graph, half beside them.
+    signal: `[nodes]`, 1 or -1 at each node.
+    wanted: `[nodes]`, the product of the signal with the graph and the corrections that are sought.
+    entries: `[nodes]`, of each row of the sum; 1 where it is empty.
+    """
+
+    graph: csr_array
+    corrections: csr_array
+    signal: np.ndarray
+    wanted: np.ndarray
+    entries: np.ndarray
+
+
+class Cuts(NamedTuple):
+    """Where the rows are cut, and what each shard gets of them.
+
+    starts: `[shards + 1]`, the first row of each shard, and the number of rows.
+    entries: `[2, shards]`, of the graph and of the corrections.
+    """
+
+    starts: np.ndarray
+    entries: np.ndarray
+
+    @property
+    def skew(self) -> float:
+        """The entries of the fullest shard as a multiple of the mean."""
+        work = self.entries.sum(axis=0)
+        return float(work.max() / work.mean())
+
+
+class Result(NamedTuple):
+    """The figures of a run.
+
+    skew_before: the entries of the fullest shard as a multiple of the mean, if all shards have equally many rows.
+    skew_after: the same if the rows are cut by `balanced_row_starts`.
+    moved_alike: whether `repartition` on the devices gave what `partition` from the host gives.
+    sum_error: the largest difference between the sharded sum and SciPy's.
+    gradient_error: of the sharded gradient from that on a single device, as a part of the largest entry.
+    collectives: what the compiled sum communicates, forward and backward.
+    losses: `[1 + steps]`, before each step of the descent and after the last.
+    milliseconds: for each way the time on each set of devices.
+    plot: where the picture was saved.
+    """
+
+    skew_before: float
+    skew_after: float
+    moved_alike: bool
+    sum_error: float
+    gradient_error: float
+    collectives: list[str]
+    losses: np.ndarray
+    milliseconds: dict[str, dict[str, float]]
+    plot: Path
+
+
+def main(
+    nodes: int = 1_000_000,
+    edges: int = 10_000_000,
+    corrections: int = 2_000_000,
+    shard_counts: tuple[int, ...] = (1, 2, 4, 8),
+    *,
+    steps: int = 10,
+    rounds: int = 5,
+    output: str | Path | None = None,
+) -> Result:
+    """Balance a graph and its corrections over the devices, add them, learn the corrections, and measure the sum.
+
+    Args:
+      nodes: of the graph.
+      edges: of the graph, all distinct.
+      corrections: the number of entries of the second operand.
+      shard_counts: the numbers of shards for which the sum is timed; those beyond the number of devices are left out.
+      steps: of the descent.
+      rounds: of the measurements.
+      output: the folder for the plot; by default `output` beside this file. Made if missing.
+    """
+    counts = [count for count in shard_counts if count <= jax.device_count()]
+    shards = max(counts)
+    problem = draw_problem(nodes, edges, corrections)
+    print_problem(problem, shards)
+    cuts = {EVEN: cut(problem, even_row_starts(nodes, shards)), BALANCED: cut(problem, balanced(problem, shards))}
+    print_cuts(cuts)
+    (x, y), moved_alike = move_rows(problem, cuts)
+    sum_error, collectives = check_sum(problem, x, y)
+    gradient_error = check_gradient(problem, x, y)
+    losses = descend(problem, x, y, steps)
+    milliseconds = measure(problem, counts, rounds)
+    print_times(milliseconds, counts)
+
+    folder = Path(__file__).parent / "output" if output is None else Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    plot = folder / "sharded.png"
+    draw_plot(cuts, milliseconds, counts).savefig(plot, dpi=120)
+    print(f"\nPlot saved to {plot}")
+    skews = cuts[EVEN].skew, cuts[BALANCED].skew
+    return Result(*skews, moved_alike, sum_error, gradient_error, collectives, losses, milliseconds, plot)
+
+
+def draw_problem(nodes: int, edges: int, corrections: int, seed: int = 0) -> Problem:
+    """Draw a graph whose nodes are numbered by age, as those of citations are, and corrections to it."""
+    rng = np.random.default_rng(seed)
+    new = corrections // 2
+    old = corrections - new
+    keys = draw_edges(rng, nodes, edges + new)
+    # The first are the graph. The corrections are its last ones, and what lies behind it.
+    graph = as_matrix(keys[:edges], 1 - rng.random(edges, np.float32), nodes)
+    values, sought = 0.1 * rng.standard_normal((2, corrections), np.float32)
+    first, true = (as_matrix(keys[edges - old :], each, nodes) for each in (values, sought))
+    signal = rng.choice(np.array([-1, 1], np.float32), nodes)
+    total = graph + true
+    return Problem(graph, first, signal, total @ signal, np.maximum(np.diff(total.indptr), 1).astype(np.float32))
+
+
+def draw_edges(rng: np.random.Generator, nodes: int, number: int) -> np.ndarray:
+    """The numbers `row * nodes + column` of distinct edges, in random order.
+
+    All nodes cite equally often. A node is cited the more often the older it is: about as (age rank)^(-2/3), so that
+    the degrees follow a power law of exponent 2.5, like those of many graphs.
+    """
+    keys = np.empty(0, np.int64)
+    while len(keys) < number:
+        citing, chance = rng.integers(1, nodes, number + number // 10), rng.random(number + number // 10)
+        cited = (citing * chance * chance * chance).astype(np.int64)
+        keys = np.sort(np.concatenate([keys, cited * nodes + citing]))
+        keys = keys[np.append(True, keys[1:] > keys[:-1])]
+    return rng.permutation(keys)[:number]
+
+
+def as_matrix(keys: np.ndarray, values: np.ndarray, nodes: int) -> csr_array:
+    """The matrix with the given values at distinct edges, sorted, its indices int32."""
+    order = np.argsort(keys)
+    rows, columns = (each.astype(np.int32) for each in np.divmod(keys[order], nodes))
+    return coo_array((values[order], (rows, columns)), shape=(nodes, nodes)).tocsr()
+
+
+def print_problem(problem: Problem, shards: int) -> None:
+    """Print how large the graph is, how uneven, and on what it is to be spread."""
+    graph, corrections = problem.graph, problem.corrections
+    degrees = np.sort(np.diff(graph.indptr))[::-1]
+    both = graph.nnz + corrections.nnz - int(np.diff((graph + corrections).indptr).sum())
+    print(f"Graph: {graph.shape[0]:,} nodes, {graph.nnz:,} edges")
+    print(
+        f"  the {len(degrees) // 20:,} rows with the most hold {degrees[: len(degrees) // 20].sum() / graph.nnz:.0%},"
+    )
+    print(f"  the fullest row {degrees[0]:,}, the median row {int(np.median(degrees)):,}")
+    print(f"Corrections: {corrections.nnz:,} entries, of which {both:,} lie on edges of the graph")
+    print(f"Devices: {shards} of {jax.device_count()} ({jax.devices()[0].device_kind}), {os.cpu_count()} cores")
+
+
+def even_row_starts(rows: int, shards: int) -> np.ndarray:
+    """The starts of shards with equally many rows."""
+    return np.array([rows * k // shards for k in range(shards + 1)])
+
+
+def balanced(problem: Problem, shards: int) -> np.ndarray:
+    """The starts of shards with equally much to add."""
+    return jsg.sharded.balanced_row_starts([problem.graph, problem.corrections], shards)
+
+
+def cut(problem: Problem, starts: np.ndarray) -> Cuts:
+    """What each shard gets if the rows are cut there."""
+    return Cuts(starts, np.array([np.diff(x.indptr[starts]) for x in (problem.graph, problem.corrections)]))
+
+
+def print_cuts(cuts: dict[str, Cuts]) -> None:
+    """Print the rows and entries of each shard, before and after balancing."""
+    print("\nRows and entries of each shard")
+    print("       " + "".join(f"{name:^42}" for name in cuts).rstrip())
+    print("  shard" + (len(cuts) * "        rows       graph   corrections    ").rstrip())
+    for shard, rows in enumerate(np.transpose([np.diff(each.starts) for each in cuts.values()])):
+        cells = [(count, *each.entries[:, shard]) for count, each in zip(rows, cuts.values(), strict=True)]
+        print(f"  {shard:5}" + "".join(f"{a:12,}{b:12,}{c:14,}    " for a, b, c in cells).rstrip())
+    for name, each in cuts.items():
+        print(f"  {name}: the fullest shard has {each.skew:.3f} times as many entries as the mean")
+
+
+def make_mesh(shards: int) -> Mesh:
+    """The first devices, in a row."""
+    return jax.make_mesh((shards,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:shards])
+
+
+def spread(problem: Problem, starts: np.ndarray) -> tuple[RowSharded, RowSharded]:
+    """Both operands on the devices, their rows cut alike."""
+    mesh = make_mesh(len(starts) - 1)
+    x, y = (
+        jsg.sharded.partition(matrix, mesh, AXIS, row_starts=starts) for matrix in (problem.graph, problem.corrections)
+    )
+    return x, y
+
+
+def rows_of(matrix: csr_array, start: int, stop: int) -> csr_array:
+    """A range of rows. Were the matrix in files, this would read those alone, and nothing would ever hold all."""
+    return matrix[start:stop]
+
+
+def move_rows(problem: Problem, cuts: dict[str, Cuts]) -> tuple[tuple[RowSharded, RowSharded], bool]:
+    """Load shards of equally many rows, then move rows from device to device; both operands, and if all went well."""
+    shards = len(cuts[EVEN].starts) - 1
+    mesh = make_mesh(shards)
+    start = time.perf_counter()
+    even = [
+        jsg.sharded.from_shards(partial(rows_of, matrix), matrix.shape, mesh, AXIS)
+        for matrix in (problem.graph, problem.corrections)
+    ]
+    loaded = time.perf_counter()
+    found = jsg.sharded.balanced_row_starts(even)
+    x, y = (jsg.sharded.repartition(each, cuts[BALANCED].starts) for each in even)
+    jax.block_until_ready((x, y))
+    moved = time.perf_counter()
+    alike = all(
+        np.array_equal(*arrays)
+        for pair in zip((x, y), spread(problem, cuts[BALANCED].starts), strict=True)
+        for arrays in zip(*(jax.tree.map(np.asarray, jax.tree.leaves(each)) for each in pair), strict=True)
+    )
+    print(f"\nThe same on {shards} devices")
+    print(f"  loaded shard by shard, equally many rows in each: {loaded - start:.1f} s,")
+    print(f"    room for {even[0].capacity:,} and {even[1].capacity:,} entries a shard")
+    print(f"  cuts found by a sample of what lies there: {cut(problem, found).skew:.3f} times the mean")
+    print(
+        f"  cuts and repartition: {moved - loaded:.1f} s with compilation, room for {x.capacity:,} and {y.capacity:,}"
+    )
+    print(f"    {'the same' if alike else 'NOT THE SAME'} as what `partition` gives at once")
+    return (x, y), alike
+
+
+@jax.jit
+def add(x: Any, y: Any) -> Any:
+    """The sum, of row-sharded operands as of those on one device."""
+    return jsg.sharded.add(x, y) if isinstance(x, RowSharded) else jsg.add(x, y)
+
+
+def with_values(x: Any, values: jax.Array) -> Any:
+    """The same pattern with other values."""
+    return x.with_data(values) if isinstance(x, RowSharded) else BCOO((values, x.indices), shape=x.shape)
+
+
+@jax.jit
+def forward_backward(x: Any, y: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+    """The sum, and the gradients of half the sum of its squares with respect to the values of both operands."""
+
+    def values_of(x_values: jax.Array, y_values: jax.Array) -> tuple[jax.Array, Any]:
+        total = add(with_values(x, x_values), with_values(y, y_values))
+        return total.data, total
+
+    values, pull, total = jax.vjp(values_of, x.data, y.data, has_aux=True)
+    return total, pull(values)
+
+
+@jax.jit
+def planned_forward_backward(
+    plan: Any, x_values: jax.Array, y_values: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The same of a plan; the indices of the sum are known."""
+    values, pull = jax.vjp(plan, x_values, y_values)
+    return values, pull(values)
+
+
+def collectives_in(compiled: jax.stages.Compiled) -> list[str]:
+    """What a compiled program communicates."""
+    text = compiled.as_text() or ""
+    return [name for name in COLLECTIVES if name in text]
+
+
+def check_sum(problem: Problem, x: RowSharded, y: RowSharded) -> tuple[float, list[str]]:
+    """Print how far the sharded sum is from SciPy's, and what it communicates."""
+    total = add(x, y)
+    indices, values = entries_of(total, total.data)
+    expected = (problem.graph + problem.corrections).tocoo()
+    alike = np.array_equal(indices, np.stack(expected.coords, axis=1))
+    error = float(np.abs(values - expected.data).max()) if alike else np.inf
+    collectives = [name for way in (add, forward_backward) for name in collectives_in(way.lower(x, y).compile())]
+    print(
+        f"\nThe sum under jit: {int(total.nnz.sum()):,} entries, {'' if alike else 'NOT '}at the same places as SciPy's"
+    )
+    print(f"  largest difference of the values: {error:.1e}")
+    print(f"  what the compiled program communicates, forward and backward: {', '.join(collectives) or 'nothing'}")
+    return error, collectives
+
+
+def entries_of(x: RowSharded, values: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The index rows and the values of all entries, without padding, which differs with the number of shards."""
+    indices = np.asarray(x.indices)
+    kept = indices[:, 0] < x.shape[0]
+    return indices[kept], np.asarray(values)[kept]
+
+
+def loss_of(total: Any, problem: Problem) -> jax.Array:
+    """How far the signal at each node is from the one that is wanted.
+
+    Divided by the entries of each row, so that no curvature exceeds 1, and steps of length 1 cannot overshoot.
+    """
+    matrix = total.matrix if isinstance(total, RowSharded) else total
+    return 0.5 * jnp.sum((matrix @ problem.signal - problem.wanted) ** 2 / problem.entries)
+
+
+def check_gradient(problem: Problem, x: RowSharded, y: RowSharded) -> float:
+    """Print how far the gradient of a loss, by the corrections' values, is from that on a single device."""
+
+    def loss(values: jax.Array, x: Any, y: Any) -> jax.Array:
+        return loss_of(add(x, with_values(y, values)), problem)
+
+    compiled = jax.jit(jax.grad(loss)).lower(y.data, x, y).compile()
+    _, gradient = entries_of(y, compiled(y.data, x, y))
+    single_x, single_y = on_one_device(problem)
+    expected = np.asarray(jax.jit(jax.grad(loss))(single_y.data, single_x, single_y))
+    error = float(np.abs(gradient - expected).max() / np.abs(expected).max())
+    print("\nThe gradient of a loss of the sum, by the corrections:")
+    print(f"  largest difference from that on one device: {error:.1e} of the largest entry")
+    print(f"  with JAX's product of the sum and a vector, it communicates: {', '.join(collectives_in(compiled))}")
+    return error
+
+
+def on_one_device(problem: Problem) -> tuple[BCOO, BCOO]:
+    """Both operands as plain BCOOs."""
+    x, y = (BCOO.from_scipy_sparse(matrix) for matrix in (problem.graph, problem.corrections))
+    return x, y
+
+
+def descend(problem: Problem, x: RowSharded, y: RowSharded, steps: int) -> np.ndarray:
+    """Print the losses while the corrections are learnt; `[1 + steps]`.
+
+    The patterns stay, so that one plan does for all steps.
+    """
+
+    @jax.jit
+    def train(plan: Any, x: RowSharded, y: RowSharded) -> jax.Array:
+        def loss(values: jax.Array) -> jax.Array:
+            return loss_of(plan.with_data(plan(x.data, values)), problem)
+
+        def step(values: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+            before, gradient = jax.value_and_grad(loss)(values)
+            return values - gradient, before
+
+        values, losses = jax.lax.scan(step, y.data, length=steps)
+        return jnp.append(losses, loss(values))
+
+    start = time.perf_counter()
+    losses = np.asarray(train(jsg.sharded.plan_sparse_add(x, y), x, y))
+    seconds = time.perf_counter() - start
+    print(f"Losses of {steps} steps of gradient descent, {seconds:.1f} s with the plan and compilation:")
+    print("  " + " ".join(f"{loss:.4g}" for loss in losses))
+    return losses
+
+
+def measure(problem: Problem, counts: list[int], rounds: int) -> dict[str, dict[str, float]]:
+    """The median time of the sum in each way and on each set of devices, in milliseconds.
+
+    Each round does all of them, one after the other. Compilation does not count, nor does making the plan.
+    """
+    operands: dict[str, tuple[Any, Any]] = {ONE_DEVICE: on_one_device(problem)}
+    for count in counts:
+        operands[label(count)] = spread(problem, balanced(problem, count))
+    nodes, most = problem.graph.shape[0], max(counts)
+    operands[label(most, even=True)] = spread(problem, even_row_starts(nodes, most))
+
+    programs: dict[tuple[str, str], tuple[Any, tuple[Any, ...]]] = {}
+    for name, (x, y) in operands.items():
+        if isinstance(x, RowSharded):
+            plan: Any = jsg.sharded.plan_sparse_add(x, y)
+        else:
+            plan = jsg.plan_sparse_add(x.indices, y.indices, shape=x.shape)
+        programs[FORWARD, name] = add, (x, y)
+        programs[BACKWARD, name] = forward_backward, (x, y)
+        programs[PLANNED, name] = planned_forward_backward, (plan, x.data, y.data)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda program: program[0].lower(*program[1]).compile(), programs.values()))
+
+    seconds = np.zeros((1 + rounds, len(programs)))  # the first round warms up
+    for times in seconds:
+        for k, (function, arguments) in enumerate(programs.values()):
+            start = time.perf_counter()
+            jax.block_until_ready(function(*arguments))
+            times[k] = time.perf_counter() - start
+    medians = dict(zip(programs, 1e3 * np.median(seconds[1:], axis=0), strict=True))
+    return {way: {name: float(medians[way, name]) for name in operands} for way in STYLES}
+
+
+ONE_DEVICE = "jsg.add"
+
+
+def label(shards: int, *, even: bool = False) -> str:
+    """What a set of devices is called in tables."""
+    return f"{shards} shard{'s' * (shards > 1)}{', even' * even}"
+
+
+def print_times(milliseconds: dict[str, dict[str, float]], counts: list[int]) -> None:
+    """Print the times, and as multiples of those of the fewest shards and of the sum on one device."""
+    names = list(next(iter(milliseconds.values())))
+    print("\nTime of the sum in milliseconds, without compilation ('even': equally many rows in each shard)")
+    print(f"  {'':32}" + "".join(f"{name:>15}" for name in names))
+    for way, times in milliseconds.items():
+        print(f"  {way:32}" + "".join(f"{each:15,.0f}" for each in times.values()))
+        for base in (label(min(counts)), ONE_DEVICE):
+            print(
+                f"  {f'  times that of {base}':32}" + "".join(f"{each / times[base]:15.2f}" for each in times.values())
+            )
+
+
+def draw_plot(cuts: dict[str, Cuts], milliseconds: dict[str, dict[str, float]], counts: list[int]) -> Figure:
+    """Draw the rows and the entries of each shard, and the time against the number of shards."""
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    rows_axes, work_axes, time_axes = figure.subplots(1, 3)
+    plot_rows(rows_axes, cuts)
+    plot_work(work_axes, cuts)
+    plot_times(time_axes, milliseconds, counts)
+    return figure
+
+
+BAR = 0.4  # the width of one; two stand beside each other
+
+
+def places(cuts: dict[str, Cuts]) -> dict[str, np.ndarray]:
+    """Where the bars stand."""
+    shards = np.arange(len(cuts[EVEN].starts) - 1)
+    return {EVEN: shards - BAR / 2, BALANCED: shards + BAR / 2}
+
+
+def plot_rows(axes: Axes, cuts: dict[str, Cuts]) -> None:
+    """Plot the rows of each shard."""
+    for name, where in places(cuts).items():
+        axes.bar(where, np.diff(cuts[name].starts), BAR, color=COLOURS[name][0], label=name)
+    axes.set(yscale="log", title="Rows of each shard", xlabel="shard", ylabel="rows")
+    axes.set_xticks(range(len(cuts[EVEN].starts) - 1))
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, 5 * high)  # room for the legend
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(loc="upper center", ncols=2)
+
+
+def plot_work(axes: Axes, cuts: dict[str, Cuts]) -> None:
+    """Plot the entries of each shard, and what padding brings them to."""
+    unit = 1e6 if cuts[EVEN].entries.sum() > 1e6 else 1e3
+    for name, where in places(cuts).items():
+        graph, corrections = cuts[name].entries / unit
+        strong, light = COLOURS[name]
+        axes.bar(where, graph, BAR, color=strong)
+        axes.bar(where, corrections, BAR, graph, color=light)
+        # Of each operand, all shards have the room that the fullest one needs.
+        room = np.full(len(where), (cuts[name].entries.max(axis=1) / unit).sum())
+        axes.bar(where, room, BAR, fill=False, edgecolor=strong, linestyle=":")
+    mean = cuts[EVEN].entries.sum() / unit / len(where)
+    axes.axhline(mean, color="black", linewidth=1)
+    scale = "millions" if unit == 1e6 else "thousands"
+    axes.set(title="Work of each shard", xlabel="shard", ylabel=f"entries, {scale}")
+    axes.set_xticks(range(len(where)))
+    axes.set_ylim(0, 1.3 * axes.dataLim.y1)
+    axes.grid(axis="y", alpha=0.25)
+    handles = [
+        Patch(color="dimgray", label="graph"),
+        Patch(color="lightgray", label="corrections"),
+        Patch(fill=False, edgecolor="dimgray", linestyle=":", label="padding, merged too"),
+        Line2D([], [], color="black", linewidth=1, label="mean of the entries"),
+    ]
+    axes.legend(handles=handles, loc="upper right", ncols=2)
+
+
+def plot_times(axes: Axes, milliseconds: dict[str, dict[str, float]], counts: list[int]) -> None:
+    """Plot the time of the sum against the number of shards, and what the cores allow."""
+    cores = os.cpu_count() or 1
+    on_cpu = jax.default_backend() == "cpu"
+    gain = np.array([min(count, cores) if on_cpu else count for count in counts]) / counts[0]
+    for way, times in milliseconds.items():
+        axes.plot(counts, [times[label(count)] for count in counts], label=way, **STYLES[way])
+        axes.plot(counts, times[label(counts[0])] / gain, color=STYLES[way]["color"], linestyle=":", linewidth=1)
+        even = times[label(max(counts), even=True)]
+        axes.plot(max(counts), even, marker=STYLES[way]["marker"], color=STYLES[way]["color"], fillstyle="none", ls="")
+    axes.plot(
+        [],
+        [],
+        color="gray",
+        linestyle=":",
+        linewidth=1,
+        label=f"1 shard's time / {cores} (cores)" if on_cpu else "ideal",
+    )
+    axes.plot([], [], color="gray", marker="o", fillstyle="none", linestyle="", label="equally many rows")
+    axes.set(xscale="log", yscale="log", title="Time of the sum", xlabel="shards", ylabel="milliseconds")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.grid(alpha=0.25)
+    axes.legend(loc="best", fontsize="small")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Add row-sharded sparse matrices, differentiate and time the sum.")
+    parser.add_argument("--steps", type=int, default=10, help="of the descent (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of the measurements (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder for the plot (default: output, beside this file)")
+    arguments = parser.parse_args()
+    # Of the host; other devices, if there are any, are as many as they are. Before the first computation.
+    jax.config.update("jax_num_cpu_devices", 8)
+    main(steps=arguments.steps, rounds=arguments.rounds, output=arguments.output)
