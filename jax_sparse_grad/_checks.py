@@ -74,8 +74,10 @@ def _join_axes(checked: Any, errors: Sequence[jax.Array]) -> Sequence[jax.Array]
 
     It is the leaves of three dictionaries by kind of error: whether it was raised, its code, and its data.
     """
-    (tree,) = (arg for _, args in checked.transforms for arg in args if isinstance(arg, jax.tree_util.PyTreeDef))
-    raised, _, data = tree.children()
+    trees = [arg for _, args in checked.transforms for arg in args if isinstance(arg, jax.tree_util.PyTreeDef)]
+    if len(trees) != 1:  # in some other JAX: without `shard_map`, all is as it should be
+        return errors
+    raised, _, data = trees[0].children()
     kinds = range(raised.num_leaves)
     kind_of = [*kinds, *kinds, *itertools.chain(*([k] * data.children()[k].num_leaves for k in kinds))]
     return [_of_first_device(errors[kind], leaf) for kind, leaf in zip(kind_of, errors, strict=True)]

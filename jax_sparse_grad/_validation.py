@@ -128,12 +128,12 @@ def _check_fits(name: str, given: np.ndarray, dtype: np.dtype) -> None:
         )
 
 
-def as_host_array(name: str, array: Any, dtype: Any = None) -> np.ndarray:
-    """A concrete array as one of numpy, in the dtype that JAX has for it (or for `dtype`), no integer changed."""
+def as_host_array(name: str, array: Any) -> np.ndarray:
+    """A concrete array as one of numpy, in the dtype that JAX has for it, with no integer changed on the way."""
     host = np.asarray(array)
-    canonical = jax.dtypes.canonicalize_dtype(host.dtype if dtype is None else dtype)
-    _check_fits(name, host, canonical)
-    return host.astype(canonical, copy=False)
+    dtype = jax.dtypes.canonicalize_dtype(host.dtype)
+    _check_fits(name, host, dtype)
+    return host.astype(dtype, copy=False)
 
 
 def as_integers(name: str, integers: Any) -> jax.Array:

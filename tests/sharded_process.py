@@ -87,7 +87,7 @@ def add_and_check(mesh):
     # What is wrong anywhere raises everywhere.
     with pytest.raises(ValueError, match="`y` must be partitioned as `x`"):
         sharded.add(x, load_all(mesh)[1])
-    with pytest.raises(ValueError, match="`capacity` must be at least .* in shard 0; got 50"):
+    with pytest.raises(ValueError, match=r"`capacity` must be at least .* in shard 0; got 50"):
         sharded.from_shards(lambda start, stop: rows_of(0, start, stop), SHAPE, mesh, "rows", capacity=50)
 
 

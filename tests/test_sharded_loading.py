@@ -131,6 +131,18 @@ class TestPartition:
         large = scipy.sparse.coo_array((np.ones(1), ([2**31], [0])), shape=(2**31 + 1, 1))
         with pytest.raises(ValueError, match=r"`operand.shape` must not exceed 2147483647.*set `jax_enable_x64`"):
             sharded.partition(large, mesh, "rows")
+        wide = scipy.sparse.coo_array((np.array([2**40]), ([0], [0])), shape=(1, 1))
+        with pytest.raises(ValueError, match=r"`operand.data` must fit int32, got values from 1099511627776 to"):
+            sharded.partition(wide, mesh, "rows")
+
+    def test_rows_beyond_int32_with_x64(self, mesh, x64):
+        rows = np.array([1, 2**32, 2**33 - 1])
+        matrix = scipy.sparse.coo_array((np.array([1, 2, 2**40]), (rows, [0, 1, 2])), shape=(2**33, 3))
+        x = sharded.partition(matrix, mesh, "rows")
+        assert (x.indices.dtype, x.row_starts.dtype, x.data.dtype) == (np.int64,) * 3
+        total = sharded.add(x, x)
+        values = host(total.data).reshape(8, -1)[host(total.nnz) > 0]
+        assert values.ravel().tolist() == [2, 4, 2**41]
 
 
 class TestFromShards:
