@@ -16,17 +16,18 @@ What was found on a CPU of two cores, for 10,000,000 edges of 1,000,000 nodes an
   sample of what lies on the devices, 1.001 times. The balanced shards have from 609 to 663,011 rows.
 - The sum equals SciPy's bit for bit, and communicates nothing, forward or backward. The gradient differs from that on
   one device by 2e-7 of its largest entry; JAX's product of the sum and a vector, in the loss, takes an all-reduce.
-- With equally many rows, the eight shards take 4.5 times as long as balanced ones forward, 4.9 times with the backward
-  pass, 6.3 times with a plan: padding is merged too, 66 million slots instead of 12 million.
-- With a plan, forward and backward take a fifth of the time on one shard, a ninth on eight balanced ones.
-- Eight balanced shards take 0.83 times as long as one, 0.87 times with the backward pass, 0.56 times with a plan. XLA
-  uses both cores for a single shard as well, so that this is what smaller pieces gain, not what eight devices would.
-- One shard takes 1.02 times as long as `jsg.add` on one device, 0.9 times with a plan.
-- To go from equally many rows to balanced ones by `repartition` takes 13 s with the cuts and compilation: more than
-  half of the graph leaves one shard, and of blocks for all pairs of shards, each is as long as the largest flow. Where
-  the cuts are known before the graph is loaded, give them to `from_shards`: 1.4 s.
+- With equally many rows, the eight shards take 4.2 to 4.5 times as long as balanced ones forward, 4.9 to 5.3 times with
+  the backward pass, 6.3 times with a plan: padding is merged too, 66 million slots instead of 12 million.
+- With a plan, forward and backward take a sixth of the time on one shard, an eighth to a ninth on eight balanced ones.
+- Eight balanced shards take 0.80 to 0.83 times as long as one, 0.75 to 0.87 times with the backward pass, 0.55 times
+  with a plan. XLA uses both cores for a single shard as well: this is what smaller pieces gain, not what eight devices
+  would.
+- One shard takes 1.02 to 1.10 times as long as `jsg.add` on one device, 0.9 to 1.0 times with a plan.
+- To go from equally many rows to balanced ones by `repartition` takes 13 to 17 s with the cuts and compilation: more
+  than half of the graph leaves one shard, and of blocks for all pairs of shards, each is as long as the largest flow.
+  Where the cuts are known before the graph is loaded, give them to `from_shards`: 1.4 s.
 
-A run takes three minutes, much of it compilation.
+A run takes some three and a half minutes, much of it compilation.
 """
 
 from __future__ import annotations

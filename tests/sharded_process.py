@@ -60,12 +60,13 @@ def add_and_check(mesh):
     x, y = load_all(mesh)
     starts = sharded.balanced_row_starts([x, y])
     x, y = (sharded.repartition(each, starts) for each in (x, y))
-    total = sharded.add(x, y)  # eager: all agree on its capacity
+    # Their rows are in order, and to promise so halves the time of compilation.
+    total = sharded.add(x, y, assume_canonical=True)  # eager: all agree on its capacity
 
     @jax.jit
     def gradient(x, y):
         def loss(u, v):
-            return (sharded.add(x.with_data(u), y.with_data(v)).data ** 2).sum()
+            return (sharded.add(x.with_data(u), y.with_data(v), assume_canonical=True).data ** 2).sum()
 
         return jax.value_and_grad(loss, (0, 1))(x.data, y.data)
 

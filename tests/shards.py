@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -45,6 +46,15 @@ def random_matrix(rng, nnz=150, shape=SHAPE, dtype=np.float32, **form):
 
 def as_bcoo(indices, values, shape):
     return BCOO((jnp.asarray(values), jnp.asarray(indices)), shape=shape)
+
+
+def canonical(matrix):
+    """The same as a SciPy matrix, sorted and without duplicates; programs that may rely on that compile faster."""
+    inside = is_entry(host(matrix.indices), matrix.shape)
+    places = tuple(host(matrix.indices)[inside].T)
+    rows = scipy.sparse.coo_array((host(matrix.data)[inside], places), shape=matrix.shape).tocsr()
+    rows.sort_indices()
+    return rows
 
 
 def host(array):
