@@ -7,6 +7,7 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jax_sparse_grad import sharded
 from jax_sparse_grad.sharded._mesh import count_shards
 from samples import is_entry, random_coo, to_dense, union_indices
 
@@ -33,6 +34,13 @@ def make_mesh(name="one axis", axis_type=AxisType.Auto):
     shape, names, axis = MESHES[name]
     mesh = jax.make_mesh(shape, names, axis_types=(axis_type,) * len(shape))
     return mesh, axis, count_shards(mesh, axis)
+
+
+def spread(matrices, name="one axis", axis_type=AxisType.Auto, **keywords):
+    """The matrices on one mesh, their rows cut alike."""
+    mesh, axis, shards = make_mesh(name, axis_type)
+    starts = sharded.balanced_row_starts(matrices, shards)
+    return [sharded.partition(x, mesh, axis, row_starts=starts, **keywords) for x in matrices]
 
 
 def random_matrix(rng, nnz=150, shape=SHAPE, dtype=np.float32, **form):

@@ -27,17 +27,12 @@ from shards import (
     host,
     make_mesh,
     random_matrix,
+    spread,
 )
 
 # jax 0.8 fails to transpose a concatenation under shard_map twice.
 SECOND_ORDER = pytest.mark.skipif(jax.__version_info__ < (0, 9), reason="fails within jax 0.8")
 FORM = {"shuffled": True, "duplicates": 3, "padding": 2}
-
-
-def spread(matrices, name="one axis", axis_type=AxisType.Auto, **keywords):
-    mesh, axis, shards = make_mesh(name, axis_type)
-    starts = sharded.balanced_row_starts(matrices, shards)
-    return [sharded.partition(x, mesh, axis, row_starts=starts, **keywords) for x in matrices]
 
 
 @pytest.fixture

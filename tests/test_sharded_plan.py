@@ -9,15 +9,9 @@ import pytest
 
 from jax_sparse_grad import sharded
 from samples import at_rows
-from shards import CASES, SHAPE, canonical, check_form, collectives_in, dense_of, host, make_mesh, random_matrix
+from shards import CASES, SHAPE, canonical, check_form, collectives_in, dense_of, host, make_mesh, random_matrix, spread
 
 FORM = {"shuffled": True, "duplicates": 3, "padding": 2}
-
-
-def spread(matrices, *mesh):
-    mesh, axis, shards = make_mesh(*mesh)
-    starts = sharded.balanced_row_starts(matrices, shards)
-    return [sharded.partition(x, mesh, axis, row_starts=starts) for x in matrices]
 
 
 @pytest.fixture
