@@ -13,7 +13,7 @@ import numpy as np
 
 SMALLEST = 2048  # below, a call costs nearly the same at any length
 FINE = 8192  # above, time counts more than compilations: two buckets for each power of two
-SHARED = 16  # operands that are fewer times shorter than the longest share its bucket, lest every pair be compiled
+SHARED = 16  # operands that are fewer times shorter than the longest share its bucket: else every pair were compiled
 
 
 def bucket(size: int) -> int:
@@ -36,7 +36,7 @@ def resize(array: Any, size: int, fill: object, axis: int = 0) -> Any:
     missing = size - array.shape[axis]
     if missing == 0:
         return array
-    numpy: Any = np if _is_on_host(array) else jnp
+    numpy: Any = np if is_on_host(array) else jnp
     resized = numpy.asarray(array)[(slice(None),) * axis + (slice(size),)]
     if missing > 0:
         tail_shape = (*array.shape[:axis], missing, *array.shape[axis + 1 :])
@@ -45,9 +45,19 @@ def resize(array: Any, size: int, fill: object, axis: int = 0) -> Any:
     return resized
 
 
-def _is_on_host(array: Any) -> bool:
+def join(arrays: Sequence[Any], axis: int = 0) -> Any:
+    """Concrete arrays one behind the other, by numpy where it can reach all of them."""
+    if len(arrays) == 1:
+        return arrays[0]
+    numpy: Any = np if all(map(is_on_host, arrays)) else jnp
+    return numpy.concatenate([numpy.asarray(array) for array in arrays], axis)
+
+
+def is_on_host(array: Any) -> bool:
     """Whether the array is where numpy can read it, and new arrays go."""
-    if isinstance(array, np.ndarray):
+    if isinstance(array, np.ndarray | np.generic):
         return True
     default = jax.config.jax_default_device or jax.local_devices()[0]  # type: ignore[attr-defined]
+    if isinstance(default, str):
+        default = jax.local_devices(backend=default)[0]
     return array.devices() == {default} and default.platform == "cpu"

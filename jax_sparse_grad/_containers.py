@@ -176,7 +176,7 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], nse: Any, assume_can
         if size is not None:
             raise ValueError(f"`nse` must not be given where an operand is dense, for so is the sum; got {size}")
         return _add_to_dense(index_names, sum(arrays[1:], arrays[0]), indices, values, sparse_shape)
-    sum_indices, sum_values = add_once(Request(index_names, sparse_shape, size, flag), indices, values)
+    sum_indices, sum_values = add_once(Request(index_names, sparse_shape, size, flag, strict=False), indices, values)
     if all(isinstance(x, BCSR) for x in sparse.values()):
         return _as_bcsr(sum_indices, sum_values, shape, jnp.result_type(*(x.indptr for x in sparse.values())))
     return BCOO((sum_values, sum_indices), shape=shape, indices_sorted=True, unique_indices=True)
@@ -299,7 +299,7 @@ def _as_bcsr(indices: jax.Array, values: jax.Array, shape: tuple[int, ...], dtyp
         )
 
     def in_buckets() -> tuple[jax.Array, jax.Array]:
-        (padded,) = pad_indices((indices,), shape[indices.ndim - 2 :][:2])
+        (padded,), _ = pad_indices((indices,), shape[indices.ndim - 2 :][:2])
         columns, indptr = _compress(padded, n_rows, dtype)
         return jax.device_put(resize(columns, nse, 0, columns.ndim - 1)), indptr
 
@@ -328,12 +328,12 @@ def _add_to_dense(
     shape: tuple[int, ...],
 ) -> jax.Array:
     if not _validation.is_concrete(indices):
-        indices = guard_indices(Request(names, shape, None, False), indices)
+        indices = guard_indices(Request(names, shape, None, False, strict=False), indices)
         return scatter_add(dense, indices, values, shape)
-    padded = pad_indices(indices, shape)
-    _validation.call_concretely(lambda: _keys.guard_concrete(names, padded, shape))
+    padded, counts = pad_indices(indices, shape)
+    _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, padded, shape, strict=False))
     if _validation.is_concrete(values):
-        return scatter_add(dense, padded, pad_values(values, padded), shape)
+        return scatter_add(dense, padded, pad_values(values, padded, counts), shape)
     return scatter_add(dense, indices, values, shape)
 
 

@@ -6,6 +6,7 @@ consecutive dimensions share a word while the product of their sizes leaves the 
 word is the key of padding; it sorts behind every entry.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._primitives import all_true, at, map_batches
@@ -56,6 +58,24 @@ def key_layout(shape: tuple[int, ...]) -> KeyLayout:
     return KeyLayout(tuple(words), dtype)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["sizes"], meta_fields=["layout"])
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """The space that indices count in: its sizes are data, so that one program serves all shapes of a layout.
+
+    sizes: a scalar of the index dtype for each dimension.
+    layout: how keys are laid out (static).
+    """
+
+    sizes: tuple[ArrayLike, ...]
+    layout: KeyLayout
+
+
+def space_of(shape: tuple[int, ...], dtype: np.dtype) -> Space:
+    """The space of a shape, for indices of a dtype."""
+    return Space(tuple(np.asarray(size, dtype) for size in shape), key_layout(shape))
+
+
 def columns_of(indices: jax.Array) -> list[jax.Array]:
     """The columns of `indices [n, ndims]`, each `[n]`."""
     return [indices[:, dim] for dim in range(indices.shape[1])]
@@ -66,16 +86,19 @@ def stack_columns(columns: Sequence[jax.Array], size: int, dtype: np.dtype) -> j
     return jnp.stack(columns, axis=1) if columns else jnp.zeros((size, 0), dtype)
 
 
-def is_entry(indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Whether each row lies inside the shape, `[n]` bool."""
+def is_entry(indices: jax.Array, sizes: Sequence[ArrayLike]) -> jax.Array:
+    """Whether each row lies inside a shape, `[n]` bool."""
     inside = jnp.ones(indices.shape[0], bool)
-    for column, size in zip(columns_of(indices), shape, strict=True):
-        inside &= (column >= 0) & (column < np.asarray(size, column.dtype))
+    for column, size in zip(columns_of(indices), sizes, strict=True):
+        inside &= (column >= 0) & (column < jnp.asarray(size, column.dtype))
     return inside
 
 
 def guard_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
-    """The same rows, on the condition that all are entries or padding; without a shape, that none is negative."""
+    """The same rows, on the condition that all are entries or padding; without a shape, that none is negative.
+
+    `shape` is that of what people write by hand. In containers of JAX, any row beyond the shape is padding.
+    """
     if indices.shape[0] == 0:
         return indices
     ok, row, content = _first_bad_row(indices, shape)
@@ -84,34 +107,40 @@ def guard_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> 
     return guard(indices, ok, message, row=row, indices=content)
 
 
-@partial(jax.jit, static_argnums=1)
-def _facts(operands: tuple[jax.Array, ...], shape: tuple[int, ...]) -> jax.Array:
+@partial(jax.jit, static_argnums=2)
+def _facts(operands: tuple[jax.Array, ...], space: Space, strict: bool) -> jax.Array:
     def facts(*operands: jax.Array) -> jax.Array:
-        valid = [all_true(~is_bad(rows, shape)) for rows in operands]
-        canonical = [is_canonical(ravel(rows, shape)) for rows in operands]
+        valid = [all_true(~is_bad(rows, space.sizes if strict else None)) for rows in operands]
+        canonical = [is_canonical(ravel(rows, space)) for rows in operands]
         return jnp.stack([functools.reduce(jnp.logical_and, flags) for flags in (valid, canonical)])
 
     n_batch = operands[0].ndim - 2
     return jnp.all(map_batches(facts, n_batch)(*operands), axis=range(n_batch))
 
 
-def guard_concrete(names: Sequence[str], operands: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
-    """Whether all of the concrete operands are canonical, on the condition that their rows are entries or padding.
+def guard_concrete(
+    names: Sequence[str],
+    given: Sequence[jax.Array],
+    padded: tuple[Any, ...],
+    shape: tuple[int, ...],
+    strict: bool = True,
+) -> bool:
+    """Whether concrete operands are canonical as they were padded, on the condition that rows are entries or padding.
 
-    They may be batched: `[*batch, nnz, ndims]`.
+    They may be batched: `[*batch, nnz, ndims]`. Unless `strict`, all rows beyond the shape are padding.
     """
-    valid, canonical = np.asarray(_facts(operands, shape))  # one call, one look
+    valid, canonical = np.asarray(_facts(padded, space_of(shape, padded[0].dtype), strict))  # one call, one look
     if not valid:
-        for name, rows in zip(names, operands, strict=True):
+        for name, rows in zip(names, given, strict=True):
             for batch in np.ndindex(rows.shape[:-2]):
-                guard_rows(name + "".join(f"[{index}]" for index in batch), rows[batch], shape)
+                guard_rows(name + "".join(f"[{index}]" for index in batch), rows[batch], shape if strict else None)
     return bool(canonical)
 
 
 def guard_canonical(name: str, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The same rows, on the condition that they are what `assume_canonical=True` promises."""
     message = f"`{name}` must be sorted and unique, with padding last, for `assume_canonical=True`"
-    return guard(indices, is_canonical(ravel(indices, shape)), message)
+    return guard(indices, is_canonical(ravel(indices, space_of(shape, indices.dtype))), message)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -122,30 +151,31 @@ def _first_bad_row(indices: jax.Array, shape: tuple[int, ...] | None) -> tuple[j
     return ~jnp.any(bad), row, indices[row]
 
 
-def is_bad(indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
+def is_bad(indices: jax.Array, sizes: Sequence[ArrayLike] | None) -> jax.Array:
+    """Whether each row is neither an entry nor padding; without sizes, whether it has a negative index."""
     columns = columns_of(indices)
-    if shape is None:
+    if sizes is None:
         bad = jnp.zeros(indices.shape[0], bool)
         for column in columns:
             bad |= column < 0
         return bad
     padding = jnp.ones(indices.shape[0], bool)
-    for column, length in zip(columns, shape, strict=True):
-        padding &= column == np.asarray(length, column.dtype)
-    return ~(is_entry(indices, shape) | padding)
+    for column, size in zip(columns, sizes, strict=True):
+        padding &= column == jnp.asarray(size, column.dtype)
+    return ~(is_entry(indices, sizes) | padding)
 
 
-def ravel(indices: jax.Array, shape: tuple[int, ...]) -> Keys:
-    """The keys of index rows; rows outside the shape get the key of padding."""
-    layout = key_layout(shape)
-    inside = is_entry(indices, shape)
+def ravel(indices: jax.Array, space: Space) -> Keys:
+    """The keys of index rows; rows outside the space get the key of padding."""
+    dtype = space.layout.dtype
+    inside = is_entry(indices, space.sizes)
     columns = columns_of(indices)
     keys = []
-    for dims in layout.words:
-        word = jnp.zeros(indices.shape[0], layout.dtype)
+    for dims in space.layout.words:
+        word = jnp.zeros(indices.shape[0], dtype)
         for dim in dims:
-            word = word * np.asarray(shape[dim], layout.dtype) + columns[dim].astype(layout.dtype)
-        keys.append(jnp.where(inside, word, all_ones(layout.dtype)))
+            word = word * jnp.asarray(space.sizes[dim]).astype(dtype) + columns[dim].astype(dtype)
+        keys.append(jnp.where(inside, word, all_ones(dtype)))
     return tuple(keys)
 
 

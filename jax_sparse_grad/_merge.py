@@ -32,16 +32,18 @@ What was learnt on XLA:CPU (two cores), where this is most of a sparse addition:
   what all branches of a conditional need in one block: so the branch that merges must touch little.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._keys import Keys
-from jax_sparse_grad._primitives import at, furthest, in_all_batches, materialise, scatter
+from jax_sparse_grad._primitives import NONE, at, furthest, in_all_batches, materialise, scatter
 
 TILE = 32  # inputs in a tile, and outputs in a word
 COARSE_TILE = 512  # the search along diagonals goes in two strides; 256 ... 1024 are alike
@@ -68,14 +70,14 @@ def merge(a: Keys, b: Keys, nse: int) -> tuple[jax.Array, tuple[Bitmap, Bitmap]]
     return _align(tiles, _walk(a, b, tiles), nse)
 
 
-def sources_of(bitmap: Bitmap, size: int, nse: int) -> jax.Array:
-    """For each of `nse` slots the entry of a list of `size` in it; `size` if there is none."""
+def sources_of(bitmap: Bitmap, nse: int) -> jax.Array:
+    """For each of `nse` slots the entry of a list in it; `NONE` if there is none."""
     entries, present = _expand(bitmap)
-    return jnp.where(present, entries, size).reshape(-1)[:nse]
+    return jnp.where(present, entries, NONE).reshape(-1)[:nse]
 
 
 def select_rows(
-    bitmaps: tuple[Bitmap, Bitmap], a: jax.Array, b: jax.Array, fill: tuple[int, ...], nse: int
+    bitmaps: tuple[Bitmap, Bitmap], a: jax.Array, b: jax.Array, fill: Sequence[ArrayLike], nse: int
 ) -> jax.Array:
     """For each of `nse` slots the row of a or b `[n, width]` in it, `fill` if there is none."""
     width = a.shape[1]
@@ -85,7 +87,7 @@ def select_rows(
     column = (place - place // np.uint32(width) * np.uint32(width)).astype(jnp.int32)
     selected = jnp.full(place.shape, fill[0], a.dtype)
     for k in range(1, width):
-        selected = jnp.where(column == k, np.asarray(fill[k], a.dtype), selected)
+        selected = jnp.where(column == k, jnp.asarray(fill[k], a.dtype), selected)
     for rows, bitmap in zip((b, a), bitmaps[::-1], strict=True):
         entries, present = _expand(bitmap, width)
         selected = jnp.where(present, _element(rows, entries, column), selected)
@@ -100,13 +102,13 @@ def _element(rows: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
 
 
 def positions_of(bitmap: Bitmap, size: int, nse: int) -> jax.Array:
-    """For each entry of a list of `size` its slot; `nse` if it has none.
+    """For each entry of a list of `size` its slot; `NONE` if it has none.
 
     Every slot names its entry or, if it has none, the next one, whose own slot is larger: so the greatest slot that
     names an entry is its own, in whatever order they come. (A scatter that drops slots takes twice the time.)
     """
     if size == 0 or nse == 0:
-        return jnp.full(size, nse, jnp.int32)
+        return jnp.full(size, NONE)
     count = bitmap.words.shape[0]
     block = min(count, BLOCK)
     blocks = -(-count // block)
@@ -127,7 +129,7 @@ def positions_of(bitmap: Bitmap, size: int, nse: int) -> jax.Array:
     last, bits_of_last = (nse - 1) // TILE, (nse - 1) % TILE + 1
     in_last = bitmap.words[last] & np.uint32(2**bits_of_last - 1)
     stored = bitmap.ranks[last] + _count_bits(in_last)
-    return jnp.where(jnp.arange(size, dtype=jnp.int32) < stored, named, nse)
+    return jnp.where(jnp.arange(size, dtype=jnp.int32) < stored, named, NONE)
 
 
 def count_before(flags: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jax_sparse_grad import _buckets, _keys, _union, _validation
 from jax_sparse_grad._checks import guard
+from jax_sparse_grad._keys import Space, space_of
 from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._primitives import map_batches
 from jax_sparse_grad._union import Union, entry_counts
@@ -78,7 +79,7 @@ class SparseAddPlan:
 
         Linear in the values, under every JAX transformation; the derivative only gathers.
         """
-        sizes = entry_counts(self.union)
+        sizes = [size for counts in entry_counts(self.union) for size in counts]
         if self.nnz.ndim:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
         if len(values) != len(sizes):
@@ -139,12 +140,18 @@ class Request(NamedTuple):
     """What is asked of a sum, beside its data; checked, and static.
 
     names: of the operands' indices, in messages.
+    strict: whether a row beyond the shape is an error if it is not marked as padding: it is padding in containers.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     nse: int | None
     assume_canonical: bool
+    strict: bool = True
+
+    def space_of(self, indices: tuple[jax.Array, ...]) -> Space:
+        """The space that indices count in."""
+        return space_of(self.shape, indices[0].dtype)
 
 
 def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
@@ -154,32 +161,39 @@ def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan
     indices = guard_indices(request, indices)
     bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
-    plan = unite_plan(indices, request.shape, nse, request.assume_canonical or None, request.assume_canonical)
+    promised = request.assume_canonical
+    plan = _as_plan(request.shape, *unite_patterns(request.space_of(indices), indices, nse, promised or None, promised))
     return guard_nse(plan, plan.nnz, nse, bound)
 
 
 def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
     """The plan of concrete indices: at the exact size, by functions that are compiled for few sizes."""
-    padded = pad_indices(indices, request.shape)
-    canonical = known_canonical(request, padded)
-    roomy = unite_plan(padded, request.shape, most_rows(padded), canonical, request.assume_canonical)
-    nse = exact_nse(request, roomy.nnz, indices)
-    union = _union.fit(roomy.union, nse, (rows.shape[-2] for rows in indices))
-    fitted = _buckets.resize(roomy.indices, nse, request.shape, n_batch_of(indices))
-    plan = SparseAddPlan(fitted, union, request.shape, nse)
-    return jax.device_put(plan)  # where numpy did the fitting; compiles nothing for a new length
+    padded, counts = pad_indices(indices, request.shape)
+    canonical = known_canonical(request, indices, padded)
+    promised = request.assume_canonical and len(padded) == len(indices)
+    rows, union = unite_patterns(request.space_of(padded), padded, most_rows(padded), canonical, promised)
+    nse = exact_nse(request, union.nnz, indices)
+    fitted = _buckets.resize(rows, nse, request.shape, n_batch_of(indices)), _union.fit(union, nse, iter(counts))
+    # Where numpy did the fitting; compiles nothing for a new length.
+    return _as_plan(request.shape, *jax.device_put(fitted))
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def unite_plan(
-    operands: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int, canonical: bool | None, promised: bool
-) -> SparseAddPlan:
-    def make(indices: jax.Array, union: Union) -> SparseAddPlan:
-        # The same structure whatever the order is found to be, lest a loop that makes plans not carry one.
-        return SparseAddPlan(indices, union if promised else _union.with_orders(union), shape, nse)
+def _as_plan(shape: tuple[int, ...], indices: jax.Array, union: Union) -> SparseAddPlan:
+    return SparseAddPlan(indices, union, shape, indices.shape[-2])
 
-    def unite(*operands: jax.Array) -> SparseAddPlan:
-        return _union.unite(operands, shape, nse, canonical, make)
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def unite_patterns(
+    space: Space, operands: tuple[jax.Array, ...], nse: int, canonical: bool | None, promised: bool
+) -> tuple[jax.Array, Union]:
+    """The indices of a sum, and the union of `operands [*batch, nnz_k, ndims]` that stays."""
+
+    def keep(indices: jax.Array, union: Union) -> tuple[jax.Array, Union]:
+        # The same structure whatever the order is found to be: a loop that makes plans could not carry them else.
+        return indices, union if promised else _union.with_orders(union)
+
+    def unite(*operands: jax.Array) -> tuple[jax.Array, Union]:
+        return _union.unite(operands, space, nse, canonical, keep)
 
     return map_batches(unite, n_batch_of(operands))(*operands)
 
@@ -189,8 +203,7 @@ def add_once(
 ) -> tuple[jax.Array, jax.Array]:
     """The indices and values of a sum of `indices [*batch, nnz_k, ndims]` and `values [*batch, nnz_k, *dense]`."""
     if _validation.is_concrete(indices, values):
-        add = partial(unite_and_add, request.shape)
-        return _validation.call_concretely(lambda: add_in_buckets(add, request, indices, values))
+        return _validation.call_concretely(lambda: add_in_buckets(unite_and_add, request, indices, values))
     if _validation.is_concrete(indices):
         plan = make_plan(request, indices)
         return plan.indices, map_batches(add_values, n_batch_of(indices))(plan.union, values)
@@ -198,13 +211,13 @@ def add_once(
     bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
     canonical = request.assume_canonical or None
-    sum_indices, sum_values, nnz = unite_and_add(request.shape, indices, values, nse, canonical)
+    sum_indices, sum_values, nnz = unite_and_add(request.space_of(indices), indices, values, nse, canonical)
     return guard_nse(sum_indices, nnz, nse, bound), sum_values
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4))
+@partial(jax.jit, static_argnums=(3, 4))
 def unite_and_add(
-    shape: tuple[int, ...],
+    space: Space,
     indices: tuple[jax.Array, ...],
     values: tuple[jax.Array, ...],
     nse: int,
@@ -213,14 +226,14 @@ def unite_and_add(
     """The indices, values and true number of entries of a sum, without a plan that outlives it."""
     n_batch = n_batch_of(indices)
     if any(_is_shared(indices, k) and not _is_shared(values, k) for k in range(n_batch)):
-        plan = unite_plan(indices, shape, nse, canonical, bool(canonical))
-        return plan.indices, map_batches(add_values, n_batch)(plan.union, values), plan.nnz
+        sum_indices, union = unite_patterns(space, indices, nse, canonical, bool(canonical))
+        return sum_indices, map_batches(add_values, n_batch)(union, values), union.nnz
 
     def add(indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         def then(sum_indices: jax.Array, union: Union) -> tuple[jax.Array, ...]:
             return sum_indices, add_values(union, values), union.nnz
 
-        return _union.unite(indices, shape, nse, canonical, then)
+        return _union.unite(indices, space, nse, canonical, then)
 
     return map_batches(add, n_batch)(indices, values)
 
@@ -237,14 +250,15 @@ def add_in_buckets(
 ) -> tuple[jax.Array, jax.Array]:
     """The indices and values of a sum of concrete tensors: at the exact size, by functions compiled for few sizes.
 
-    `add(indices, values, nse, canonical)` gives indices, values and the true number of entries of a sum; `canonical` as
-    for `_union.unite`.
+    `add(space, indices, values, nse, canonical)` gives indices, values and the true number of entries of a sum;
+    `canonical` as for `_union.unite`.
     """
     axis = n_batch_of(indices)
-    padded = pad_indices(indices, request.shape)
-    padded_values = pad_values(values, padded)
-    canonical = known_canonical(request, padded)
-    sum_indices, sum_values, nnz = add(padded, padded_values, most_rows(padded), canonical)
+    padded, counts = pad_indices(indices, request.shape)
+    padded_values = pad_values(values, padded, counts)
+    canonical = known_canonical(request, indices, padded)
+    space = request.space_of(padded)
+    sum_indices, sum_values, nnz = add(space, padded, padded_values, most_rows(padded), canonical)
     nse = exact_nse(request, nnz, indices)
     resized = _buckets.resize(sum_indices, nse, request.shape, axis), _buckets.resize(sum_values, nse, 0, axis)
     fitted: tuple[jax.Array, jax.Array] = jax.device_put(resized)
@@ -262,25 +276,42 @@ def most_rows(indices: tuple[jax.Array, ...]) -> int:
     return total if indices[0].shape[-1] else min(total, 1)
 
 
-def pad_indices(indices: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Concrete indices padded to lengths for which little is compiled."""
-    sizes = [rows.shape[-2] for rows in indices]
-    lengths = _buckets.buckets(sizes) if shape else sizes  # a scalar tensor has no padding
+def pad_indices(
+    indices: tuple[jax.Array, ...], shape: tuple[int, ...]
+) -> tuple[tuple[jax.Array, ...], tuple[tuple[int, ...], ...]]:
+    """Concrete indices padded to lengths for which little is compiled, and the sizes of what each of them holds.
+
+    Those of many operands are joined first: so one length counts, not each of theirs.
+    """
     axis = n_batch_of(indices)
-    return tuple(_buckets.resize(rows, length, shape, axis) for rows, length in zip(indices, lengths, strict=True))
+    sizes = [rows.shape[-2] for rows in indices]
+    if _union.is_better_joined(sizes) and len({rows.shape[:-2] for rows in indices}) == 1:
+        counts: tuple[tuple[int, ...], ...] = (tuple(sizes),)
+        indices, sizes = (_buckets.join(indices, axis),), [sum(sizes)]
+    else:
+        counts = tuple((size,) for size in sizes)
+    lengths = _buckets.buckets(sizes) if shape else sizes  # a scalar tensor has no padding
+    padded = (_buckets.resize(rows, length, shape, axis) for rows, length in zip(indices, lengths, strict=True))
+    return tuple(padded), counts
 
 
-def pad_values(values: tuple[jax.Array, ...], padded: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Concrete values padded to the lengths of their indices."""
+def pad_values(
+    values: tuple[jax.Array, ...], padded: tuple[jax.Array, ...], counts: tuple[tuple[int, ...], ...]
+) -> tuple[jax.Array, ...]:
+    """Concrete values joined and padded as their indices are."""
     axis = n_batch_of(padded)
-    return tuple(_buckets.resize(array, rows.shape[-2], 0, axis) for array, rows in zip(values, padded, strict=True))
+    parts = iter(values)
+    joined = [_buckets.join([next(parts) for _ in sizes], axis) for sizes in counts]
+    return tuple(_buckets.resize(array, rows.shape[-2], 0, axis) for array, rows in zip(joined, padded, strict=True))
 
 
-def known_canonical(request: Request, indices: tuple[jax.Array, ...]) -> bool | None:
-    """Whether concrete operands are canonical; None if not all are, but some of more than two may be."""
-    if _keys.guard_concrete(request.names, indices, request.shape) or request.assume_canonical:
+def known_canonical(request: Request, indices: tuple[jax.Array, ...], padded: tuple[jax.Array, ...]) -> bool | None:
+    """Whether concrete operands are canonical as they were padded; None if not all are, but some may be."""
+    canonical = _keys.guard_concrete(request.names, indices, padded, request.shape, request.strict)
+    joined = len(padded) < len(indices)
+    if canonical or (request.assume_canonical and not joined):
         return True
-    return None if len(indices) > 2 else False
+    return None if len(padded) > 2 else False
 
 
 def exact_nse(request: Request, nnz: jax.Array, indices: tuple[jax.Array, ...]) -> int:
@@ -294,7 +325,7 @@ def guard_indices(request: Request, indices: tuple[jax.Array, ...]) -> tuple[jax
     """The same traced indices, on the condition that they are what the caller says."""
 
     def guard_rows(name: str, rows: jax.Array) -> jax.Array:
-        rows = _keys.guard_rows(name, rows, request.shape)
+        rows = _keys.guard_rows(name, rows, request.shape if request.strict else None)
         return _keys.guard_canonical(name, rows, request.shape) if request.assume_canonical else rows
 
     n_batch = n_batch_of(indices)

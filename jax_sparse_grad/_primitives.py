@@ -1,7 +1,8 @@
 """Gather, scatter and cond in the one form this package uses.
 
 Gathers and scatters never leave the bounds of their arrays (a missing element is asked for by any index past the end),
-so `checkify.index_checks` raises no false alarm; conditionals stay conditionals under `vmap`.
+so `checkify.index_checks` raises no false alarm; conditionals stay conditionals under `vmap`. What has no place at all
+is at `NONE`, past the end of every array, however much longer the array may become.
 """
 
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 T = TypeVar("T")
+
+NONE = np.int32(2**31 - 1)  # no array is longer: see `_validation.MOST_ENTRIES`
 
 GROUP = 32  # reduced first: XLA:CPU reduces groups on all threads, many elements at a time, but a vector one by one
 
@@ -21,16 +25,34 @@ def iota_like(array: jax.Array) -> jax.Array:
     """`0 ... n - 1` for an array of n rows, int32.
 
     Under `shard_map` it varies over the mesh as the array does, so that it may stand in for data in one branch of a
-    conditional; the zeros that see to this are folded away by XLA.
+    conditional.
     """
-    zeros = jnp.zeros_like(array, jnp.int32, shape=array.shape[:1])
-    return jnp.arange(array.shape[0], dtype=jnp.int32) + zeros
+    return vary_alike((jnp.arange(array.shape[0], dtype=jnp.int32), array))[0]
 
 
 def vary_alike(tree: T) -> T:
-    """The same arrays, all varying over the mesh if one of them does under `shard_map`; XLA folds the selects away."""
-    zero = sum(jnp.zeros_like(leaf, jnp.int32, shape=()) for leaf in jax.tree.leaves(tree))
-    return jax.tree.map(lambda leaf: jnp.where(zero == 0, leaf, leaf), tree)
+    """The same arrays, all varying over the mesh if one of them does under `shard_map`; elsewhere nothing happens."""
+    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
+    if not axes:
+        return tree
+
+    def vary(leaf: jax.Array) -> jax.Array:
+        missing = tuple(axes - _varying_axes(leaf))
+        if not missing:
+            return leaf
+        if hasattr(lax, "pcast"):
+            return lax.pcast(leaf, missing, to="varying")
+        return lax.pvary(leaf, missing)  # type: ignore[attr-defined]  # jax 0.8
+
+    return jax.tree.map(vary, tree)
+
+
+def _varying_axes(leaf: ArrayLike) -> frozenset[str]:
+    """The mesh axes that an array varies over under `shard_map`; `vma` is their name up to jax 0.9."""
+    kind = jax.typeof(leaf)
+    manual = getattr(kind, "manual_axis_type", None)
+    axes: frozenset[str] = kind.vma if manual is None else manual.varying
+    return axes
 
 
 def at(array: jax.Array, index: jax.Array) -> jax.Array:

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _keys, _union, _validation
+from jax_sparse_grad import _union, _validation
+from jax_sparse_grad._buckets import bucket, resize
+from jax_sparse_grad._keys import Space, space_of
 from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._plan import (
     Request,
@@ -21,9 +23,9 @@ from jax_sparse_grad._plan import (
     make_plan,
     most_rows,
 )
-from jax_sparse_grad._primitives import vary_alike
+from jax_sparse_grad._primitives import NONE, vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
-from jax_sparse_grad._union import Union
+from jax_sparse_grad._union import Union, entry_counts
 
 
 class SparseAddOutput(NamedTuple):
@@ -126,24 +128,28 @@ def sparse_add(
 
     values = (a_values, b_values)
     request = Request(names, shape, size, assume_canonical)
-    if _validation.is_concrete(indices, values, limit):
+    bound = most_rows(indices)
+    nse = bound if size is None else size
+    if not _validation.is_concrete(indices):
+        indices = guard_indices(request, indices)
+        form = _Form(shape, nse, assume_canonical or None)
+        sum_indices, sum_values, nnz = _sum(form, (request.space_of(indices), indices), values, limit)
+        return SparseAddOutput(guard_nse(sum_indices, nnz, nse, bound), sum_values, shape)
+    if _validation.is_concrete(values, limit):
 
-        def add(indices: Any, values: Any, nse: int, canonical: bool | None) -> tuple[jax.Array, ...]:
-            return _sum(_Form(shape, nse, canonical), indices, values, limit)
+        def add(space: Space, indices: Any, values: Any, nse: int, canonical: bool | None) -> tuple[jax.Array, ...]:
+            return _sum(_Form(shape, nse, canonical), (space, indices), values, limit)
 
         fitted = _validation.call_concretely(lambda: add_in_buckets(add, request, indices, values))
         return SparseAddOutput(*fitted, shape)
-    if _validation.is_concrete(indices):
-        if limit is None:
-            plan = make_plan(request, indices)
-            sum_indices, sum_values, _ = _sum(_Form(shape, plan.nse, None), plan, values, None)
-            return SparseAddOutput(sum_indices, sum_values, shape)
-        _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, shape))
-    indices = guard_indices(request, indices)
-    bound = most_rows(indices)
-    form = _Form(shape, bound if size is None else size, assume_canonical or None)
-    sum_indices, sum_values, nnz = _sum(form, indices, values, limit)
-    return SparseAddOutput(guard_nse(sum_indices, nnz, form.nse, bound), sum_values, shape)
+    if limit is None:
+        plan = make_plan(request, indices)
+        sum_indices, sum_values, _ = _sparse_add(_Form(shape, plan.nse, None), *vary_alike((plan, values, None)))
+        return SparseAddOutput(sum_indices, sum_values, shape)
+    # What is kept depends on the values: the plan has room for all, and the sum for as many as if none were known.
+    plan = make_plan(request._replace(nse=None), indices)
+    sum_indices, sum_values, nnz = _sparse_add(_Form(shape, nse, None), *vary_alike((plan, values, limit)))
+    return SparseAddOutput(guard_nse(sum_indices, nnz, nse, bound), sum_values, shape)
 
 
 class _Form(NamedTuple):
@@ -166,7 +172,7 @@ def _sparse_add(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit:
 
     Args:
       form: what is static.
-      pattern: the indices of both operands, or their `SparseAddPlan` if it was made before.
+      pattern: the space and the indices of both operands, or their `SparseAddPlan` if it was made before.
       values: those of both operands, of one dtype.
       limit: a scalar threshold, or None.
     """
@@ -178,16 +184,20 @@ def _sparse_add_fwd(
 ) -> tuple[tuple[jax.Array, ...], Union]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
     if isinstance(pattern, SparseAddPlan):
-        return (pattern.indices, add_values(pattern.union, values), pattern.nnz), pattern.union
+        indices, union = pattern.indices, pattern.union
+        if limit is not None:
+            indices, union = _keep_in_plan(form, pattern, values, limit)
+        return (indices, add_values(union, values), union.nnz), union
+
+    space, operands = pattern
 
     def add(indices: jax.Array, union: Union) -> tuple[tuple[jax.Array, ...], Union]:
         if limit is not None:
-            keep = _is_kept(union, jax.lax.stop_gradient(values), limit)
-            indices, union = _union.restrict(indices, union, keep, form.shape, form.nse)
+            indices, union = _keep(form.nse, space, indices, union, values, limit)
         return (indices, add_values(union, values), union.nnz), _union.with_orders(union)
 
-    nse = form.nse if limit is None else sum(rows.shape[0] for rows in pattern)
-    return _union.unite(pattern, form.shape, nse, form.canonical, add)
+    nse = form.nse if limit is None else sum(rows.shape[0] for rows in operands)
+    return _union.unite(operands, space, nse, form.canonical, add)
 
 
 def _sparse_add_bwd(_form: _Form, union: Union, cotangents: tuple[jax.Array, ...]) -> tuple[None, Any, None]:
@@ -200,11 +210,42 @@ def _sparse_add_bwd(_form: _Form, union: Union, cotangents: tuple[jax.Array, ...
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)
 
 
+def _keep_in_plan(
+    form: _Form, plan: SparseAddPlan, values: tuple[jax.Array, ...], limit: Any
+) -> tuple[jax.Array, Union]:
+    """The indices and the union of the slots of a plan that stay, in `form.nse` slots."""
+    space = space_of(form.shape, plan.indices.dtype)
+    if not _validation.is_concrete(plan, values, limit):
+        return _keep(form.nse, space, plan.indices, plan.union, values, limit)
+
+    def keep() -> tuple[jax.Array, Union]:
+        counts = entry_counts(plan.union)
+        lengths = [bucket(size) for (size,) in counts]
+        padded = _union.fit(plan.union, bucket(plan.nse), ((length,) for length in lengths))
+        padded_values = tuple(resize(array, length, 0) for array, length in zip(values, lengths, strict=True))
+        rows = resize(plan.indices, bucket(plan.nse), form.shape)
+        indices, union = _keep(bucket(form.nse), space, rows, padded, padded_values, limit)
+        fitted = resize(indices, form.nse, form.shape), _union.fit(union, form.nse, iter(counts))
+        placed: tuple[jax.Array, Union] = jax.device_put(fitted)
+        return placed
+
+    return _validation.call_concretely(keep)
+
+
+@partial(jax.jit, static_argnums=0)
+def _keep(
+    nse: int, space: Space, indices: jax.Array, union: Union, values: tuple[jax.Array, ...], limit: jax.Array
+) -> tuple[jax.Array, Union]:
+    """The indices and the union of the slots that stay, in `nse` slots."""
+    keep = _is_kept(union, jax.lax.stop_gradient(values), limit)
+    return _union.restrict(indices, union, keep, space, nse)
+
+
 def _is_kept(union: Union, values: tuple[jax.Array, ...], thresh: jax.Array) -> jax.Array:
     """Which slots do not hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
     total = add_values(union, values)
     a, b = union.placements
-    shared = (a.sources < a.positions.shape[0]) & (b.sources < b.positions.shape[0])
+    shared = (a.sources != NONE) & (b.sources != NONE)
     dense_axes = tuple(range(1, total.ndim))
     return ~(shared & jnp.all(_is_below(total, thresh), axis=dense_axes))
 

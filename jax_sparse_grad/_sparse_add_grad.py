@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad import _keys, _union, _validation
 from jax_sparse_grad._buckets import buckets, resize
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._keys import Keys
+from jax_sparse_grad._keys import Keys, Space
 from jax_sparse_grad._numeric import pick_values
-from jax_sparse_grad._primitives import materialise, vary_alike
+from jax_sparse_grad._primitives import NONE, all_true, materialise, vary_alike
 from jax_sparse_grad._search import search, with_keys
 from jax_sparse_grad._union import Placement, Union, placement_of
 
@@ -67,11 +67,12 @@ def sparse_add_grad(
     if sizes is not None:
         _validation.check_shape_fits("shape", sizes, names[0], a)
     rows = (a, b, total)
+    space = None if sizes is None else _keys.space_of(sizes, a.dtype)
     if not _validation.is_concrete(rows):
-        return _gather(cotangent, *_guard_rows(names, rows, sizes), sizes)
+        return _gather(cotangent, *_guard_rows(names, rows, sizes), space)
     if _validation.is_concrete(cotangent):
-        return _validation.call_concretely(lambda: _gather_concrete(names, cotangent, rows, sizes))
-    union = _validation.call_concretely(lambda: _locate(*_guard_rows(names, rows, sizes), sizes))
+        return _validation.call_concretely(lambda: _gather_concrete(names, cotangent, rows, sizes, space))
+    union = _validation.call_concretely(lambda: _locate_concrete(names, rows, sizes, space))
     return SparseAddGradOutput(*gather_cotangent(union, cotangent))
 
 
@@ -85,24 +86,60 @@ def _guard_rows(
 
 
 def _gather_concrete(
-    names: Sequence[str], cotangent: jax.Array, rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None
+    names: Sequence[str],
+    cotangent: jax.Array,
+    rows: tuple[jax.Array, ...],
+    shape: tuple[int, ...] | None,
+    space: Space | None,
 ) -> SparseAddGradOutput:
     """The gradients for concrete indices, by functions that are compiled for few sizes."""
+    padded = _pad_rows(names, rows, shape, space)
+    gradients = _gather(resize(cotangent, padded[-1].shape[0], 0), *padded, space)
     sizes = [each.shape[0] for each in rows]
-    # The last row again and again keeps the order, and changes nothing: it is found where it was found first.
-    last = [np.asarray(each)[-1] if each.shape[0] else 0 for each in rows]
-    padded = tuple(resize(*each) for each in zip(rows, buckets(sizes), last, strict=True))
-    cotangent = resize(cotangent, padded[-1].shape[0], 0)
-    gradients = _gather(cotangent, *_guard_rows(names, padded, shape), shape)
     fitted = jax.device_put(tuple(resize(*each, 0) for each in zip(gradients, sizes, strict=False)))
     return SparseAddGradOutput(*fitted)
 
 
-@partial(jax.jit, static_argnums=4)
+def _locate_concrete(
+    names: Sequence[str], rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None, space: Space | None
+) -> Union:
+    """Where concrete rows of A and B stand in the sum, likewise."""
+    roomy = _locate(*_pad_rows(names, rows, shape, space), space)
+    *counts, nse = (each.shape[0] for each in rows)
+    union = _union.fit(roomy._replace(nnz=np.int32(nse)), nse, ((count,) for count in counts))
+    placed: Union = jax.device_put(union)
+    return placed
+
+
+def _pad_rows(
+    names: Sequence[str], rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None, space: Space | None
+) -> tuple[jax.Array, ...]:
+    """Concrete indices padded to lengths for which little is compiled, on the condition that they are right."""
+    fills: Sequence[Any] = [shape] * len(rows)
+    if shape is None:
+        # The last row again and again keeps the order, and changes nothing: it is found where it was found first.
+        fills = [np.asarray(each)[-1] if each.shape[0] else 0 for each in rows]
+    lengths = buckets([each.shape[0] for each in rows])
+    padded = tuple(resize(*each) for each in zip(rows, lengths, fills, strict=True))
+    if not _are_sound(padded, space):
+        _guard_rows(names, rows, shape)
+    return padded
+
+
+@jax.jit
+def _are_sound(rows: tuple[jax.Array, ...], space: Space | None) -> jax.Array:
+    """Whether `_guard_rows` would let them pass."""
+    sound = _keys.is_sorted(_keys.as_words(rows[-1]))
+    for each in rows:
+        sound &= all_true(~_keys.is_bad(each, None if space is None else space.sizes))
+    return sound
+
+
+@jax.jit
 def _gather(
-    cotangent: jax.Array, a: jax.Array, b: jax.Array, total: jax.Array, shape: tuple[int, ...] | None
+    cotangent: jax.Array, a: jax.Array, b: jax.Array, total: jax.Array, space: Space | None
 ) -> SparseAddGradOutput:
-    return SparseAddGradOutput(*gather_cotangent(_locate(a, b, total, shape), cotangent))
+    return SparseAddGradOutput(*gather_cotangent(_locate(a, b, total, space), cotangent))
 
 
 def gather_cotangent(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...]:
@@ -114,20 +151,20 @@ def gather_cotangent(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...
     return pick_values(union, cotangent)
 
 
-@partial(jax.jit, static_argnums=3)
-def _locate(a_indices: jax.Array, b_indices: jax.Array, sum_indices: jax.Array, shape: tuple[int, ...] | None) -> Union:
+@jax.jit
+def _locate(a_indices: jax.Array, b_indices: jax.Array, sum_indices: jax.Array, space: Space | None) -> Union:
     """Where the rows of A and B stand in the sum."""
     rows = vary_alike((sum_indices, a_indices, b_indices))
-    if shape is None:
+    if space is None:
         placements = with_keys(rows[0], partial(_placements, rows))
     else:
-        placements = _placements(rows, partial(_keys.ravel, shape=shape))
+        placements = _placements(rows, partial(_keys.ravel, space=space))
     return Union(jnp.int32(sum_indices.shape[0]), (None, None), placements)
 
 
 def _placements(rows: tuple[jax.Array, ...], keys_of: Callable[[jax.Array], Keys]) -> tuple[Placement, ...]:
     """Where the rows of the operands stand in those of the sum, which come first."""
     total, *operands = (materialise(keys_of(each)) for each in rows)
-    nse = total[0].shape[0]
     found = (search(total, keys) for keys in operands)
-    return tuple(placement_of(jnp.where(is_found, position, nse), nse) for position, is_found in found)
+    nse = total[0].shape[0]
+    return tuple(placement_of(jnp.where(is_found, position, NONE), nse) for position, is_found in found)

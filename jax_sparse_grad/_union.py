@@ -11,6 +11,7 @@ stored in both directions (`sources` for the map, `positions` for its transpose)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -18,20 +19,25 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._buckets import resize
+from jax_sparse_grad._keys import Space
 from jax_sparse_grad._merge import count_before, merge, positions_of, select_rows, sources_of
-from jax_sparse_grad._primitives import gather, if_all, iota_like, materialise, scatter, vary_alike
+from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, materialise, scatter, vary_alike
 
 T = TypeVar("T")
+
+MOST_IN_TREE = 4  # operands that a tree of merges unites faster than one sort of them all
 
 
 class Placement(NamedTuple):
     """Where the n entries of a child stand among the m slots of their parent.
 
-    positions: `[n]` int32, the slot of each entry; m or more if it has none (padding, overflow, dropped).
-    sources: `[m]` int32, the entry in each slot; n or more if there is none.
+    positions: `[n]` int32, the slot of each entry; `NONE` if it has none (padding, dropped), m or more if it has none
+      for want of room.
+    sources: `[m]` int32, the entry in each slot; `NONE` if there is none.
     unique: scalar bool, whether no slot has two entries of one operand, for both operands of a node alike. If false,
       `sources` counts the entries in the order of `order`, and names the first of those that share a slot. None if
       known to be true.
@@ -45,20 +51,28 @@ class Placement(NamedTuple):
     order: jax.Array | None = None
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """A child made of several operands, one list behind the other: its sizes are theirs (static)."""
+
+    sizes: tuple[int, ...]
+
+
 class Union(NamedTuple):
-    """A node of the tree: the union of one or two children, each an operand (None) or a union itself.
+    """A node of the tree: the union of one or two children, each an operand (None), several, or a union itself.
 
     nnz: scalar int32, the true number of distinct entries, which may exceed the number of slots.
     """
 
     nnz: jax.Array
-    children: tuple[Union | None, ...]
+    children: tuple[Union | Joined | None, ...]
     placements: tuple[Placement, ...]
 
 
 def unite(
     operands: tuple[jax.Array, ...],
-    shape: tuple[int, ...],
+    space: Space,
     nse: int,
     canonical: bool | None,
     then: Callable[[jax.Array, Union], T],
@@ -71,28 +85,39 @@ def unite(
     the conditional, and for operands in order nothing is written that only others need. Its results must have the same
     structure in both branches; `with_orders` sees to this for the union.
     """
-    half = (len(operands) + 1) // 2
-    parts = [part for part in (operands[:half], operands[half:]) if part]
-    subtrees = [_subtree(part, shape, canonical) for part in parts]
-    lists = tuple(rows for rows, _ in subtrees)
-    children = tuple(union for _, union in subtrees)
+    if is_better_joined([rows.shape[0] for rows in operands]):
+        children: tuple[Union | Joined | None, ...] = (Joined(tuple(rows.shape[0] for rows in operands)),)
+        lists: tuple[jax.Array, ...] = (jnp.concatenate(operands),)
+        canonical = False
+    else:
+        half = (len(operands) + 1) // 2
+        parts = [part for part in (operands[:half], operands[half:]) if part]
+        subtrees = [_subtree(part, space, canonical) for part in parts]
+        lists = tuple(rows for rows, _ in subtrees)
+        children = tuple(union for _, union in subtrees)
 
     def unite_canonical(lists: tuple[jax.Array, ...]) -> T:
-        indices, nnz, placements = _merge_lists(lists, shape, nse)
+        indices, nnz, placements = _merge_lists(lists, space, nse)
         return then(indices, Union(nnz, children, placements))
 
-    if canonical or None not in children or not any(rows.shape[0] for rows in lists):
+    leaves = any(not isinstance(child, Union) for child in children)
+    if canonical or not leaves or not any(rows.shape[0] for rows in lists):
         return unite_canonical(lists)
 
     def unite_any(lists: tuple[jax.Array, ...]) -> T:
-        indices, nnz, placements = _sort_lists(lists, shape, nse)
+        indices, nnz, placements = _sort_lists(lists, space, nse)
         return then(indices, Union(nnz, children, placements))
 
     if canonical is not None:
         return unite_any(lists)
     lists = vary_alike(lists)  # for the branches to agree
-    in_order = functools.reduce(jnp.logical_and, (_keys.is_canonical(_keys.ravel(rows, shape)) for rows in lists))
+    in_order = functools.reduce(jnp.logical_and, (_keys.is_canonical(_keys.ravel(rows, space)) for rows in lists))
     return if_all(in_order, unite_canonical, unite_any, lists)
+
+
+def is_better_joined(sizes: Sequence[int]) -> bool:
+    """Whether operands of these sizes are better sorted together than merged by a tree."""
+    return len(sizes) > MOST_IN_TREE
 
 
 def with_orders(union: Union) -> Union:
@@ -106,28 +131,29 @@ def with_orders(union: Union) -> Union:
             return placement
         return placement._replace(unique=jnp.ones_like(union.nnz, bool), order=iota_like(placement.positions))
 
-    if None not in union.children:
+    if all(isinstance(child, Union) for child in union.children):
         return union
     return union._replace(placements=tuple(map(complete, union.placements)))
 
 
-def _subtree(
-    operands: tuple[jax.Array, ...], shape: tuple[int, ...], canonical: bool | None
-) -> tuple[jax.Array, Union | None]:
+def _subtree(operands: tuple[jax.Array, ...], space: Space, canonical: bool | None) -> tuple[jax.Array, Union | None]:
     if len(operands) == 1:
         return operands[0], None
     nse = sum(rows.shape[0] for rows in operands)
-    if not shape:
+    if not space.sizes:
         nse = min(nse, 1)  # a scalar tensor has no padding: spare slots would be entries to the parent
-    return unite(operands, shape, nse, canonical, lambda indices, union: (indices, with_orders(union)))
+    return unite(operands, space, nse, canonical, lambda indices, union: (indices, with_orders(union)))
 
 
-def entry_counts(union: Union) -> list[int]:
-    """The number of entries of each operand."""
-    sizes = []
+def entry_counts(union: Union) -> tuple[tuple[int, ...], ...]:
+    """The number of entries of each operand; those of several that are joined in one tuple."""
+    counts: list[tuple[int, ...]] = []
     for child, placement in zip(union.children, union.placements, strict=True):
-        sizes += [placement.positions.shape[-1]] if child is None else entry_counts(child)
-    return sizes
+        if isinstance(child, Union):
+            counts += entry_counts(child)
+        else:
+            counts.append((placement.positions.shape[-1],) if child is None else child.sizes)
+    return tuple(counts)
 
 
 def most_entries(nnz: jax.Array) -> int:
@@ -135,22 +161,23 @@ def most_entries(nnz: jax.Array) -> int:
     return int(np.max(np.asarray(nnz), initial=0))
 
 
-def fit(union: Union, nse: int, sizes: Iterator[int]) -> Union:
-    """The same tree with `nse` slots at its root, `nnz` at every inner node and `sizes` entries at its leaves.
+def fit(union: Union, nse: int, counts: Iterator[tuple[int, ...]]) -> Union:
+    """The same tree with `nse` slots at its root, `nnz` at every inner node and `counts` entries at its leaves.
 
     All concrete; slots and entries that go hold nothing. A batch of trees keeps the room that its largest needs.
     """
     axis = np.ndim(union.nnz)
 
-    def fit_child(child: Union | None, placement: Placement) -> tuple[Union | None, Placement]:
-        size = next(sizes) if child is None else most_entries(child.nnz)
-        former_size = placement.positions.shape[-1]
+    def fit_child(child: Union | Joined | None, placement: Placement) -> tuple[Union | Joined | None, Placement]:
+        sizes = (most_entries(child.nnz),) if isinstance(child, Union) else next(counts)
         fitted = placement._replace(
-            positions=resize(placement.positions, size, 0, axis),
-            sources=resize(placement.sources, nse, former_size, axis),
-            order=None if placement.order is None else resize(placement.order, size, 0, axis),
+            positions=resize(placement.positions, sum(sizes), NONE, axis),
+            sources=resize(placement.sources, nse, NONE, axis),
+            order=None if placement.order is None else resize(placement.order, sum(sizes), NONE, axis),
         )
-        return None if child is None else fit(child, size, sizes), fitted
+        if isinstance(child, Union):
+            return fit(child, sum(sizes), counts), fitted
+        return None if len(sizes) == 1 else Joined(sizes), fitted
 
     pairs = [fit_child(*pair) for pair in zip(union.children, union.placements, strict=True)]
     children, placements = zip(*pairs, strict=True)
@@ -163,33 +190,30 @@ def truncate(union: Union, nse: int) -> Union:
     return union._replace(placements=placements)
 
 
-def restrict(
-    indices: jax.Array, union: Union, keep: jax.Array, shape: tuple[int, ...], nse: int
-) -> tuple[jax.Array, Union]:
+def restrict(indices: jax.Array, union: Union, keep: jax.Array, space: Space, nse: int) -> tuple[jax.Array, Union]:
     """The indices and the union of those slots that `keep` names, in `nse` slots; the others are dropped."""
     former_nse = keep.shape[0]
     keep &= jnp.arange(former_nse, dtype=jnp.int32) < union.nnz
-    none = max(nse, former_nse)
-    slots = jnp.where(keep, count_before(keep), none)
-    former = scatter(nse, slots, jnp.arange(former_nse, dtype=jnp.int32), fill=former_nse)
+    slots = jnp.where(keep, count_before(keep), NONE)
+    former = scatter(nse, slots, jnp.arange(former_nse, dtype=jnp.int32), fill=NONE)
     placements = tuple(
         placement._replace(
-            positions=gather(slots, placement.positions, fill=none),
-            sources=gather(placement.sources, former, fill=placement.positions.shape[0]),
+            positions=gather(slots, placement.positions, fill=NONE),
+            sources=gather(placement.sources, former, fill=NONE),
         )
         for placement in union.placements
     )
     restricted = union._replace(nnz=jnp.sum(keep, dtype=jnp.int32), placements=placements)
-    return pick_rows([indices], [former], shape), restricted
+    return pick_rows([indices], [former], space.sizes), restricted
 
 
 def placement_of(positions: jax.Array, nse: int) -> Placement:
-    """The placement of entries whose slots are known; `positions >= nse` have none."""
+    """The placement of entries whose slots are known; those with none are at `NONE`."""
     size = positions.shape[0]
     entries = iota_like(positions)
     # Of several entries that ask for one slot a single one gets it: the others find a stranger there.
-    sources = scatter(nse, positions, entries, fill=size)
-    unique = jnp.all((positions >= nse) | (gather(sources, positions, fill=size) == entries))
+    sources = scatter(nse, positions, entries, fill=NONE)
+    unique = jnp.all((positions == NONE) | (gather(sources, positions, fill=NONE) == entries))
 
     def already_unique() -> tuple[jax.Array, jax.Array]:
         return sources, entries
@@ -197,7 +221,7 @@ def placement_of(positions: jax.Array, nse: int) -> Placement:
     def sort() -> tuple[jax.Array, jax.Array]:
         (slots,), order = _keys.sort((positions.astype(jnp.uint32),))
         starts = jnp.concatenate([jnp.ones(min(1, size), bool), slots[1:] != slots[:-1]])
-        first = scatter(nse, jnp.where(starts, slots, nse).astype(jnp.int32), entries, fill=size)
+        first = scatter(nse, jnp.where(starts, slots.astype(jnp.int32), NONE), entries, fill=NONE)
         return jnp.where(unique, sources, first), order
 
     sources, order = if_all(unique, already_unique, sort)
@@ -205,36 +229,34 @@ def placement_of(positions: jax.Array, nse: int) -> Placement:
 
 
 def _merge_lists(
-    lists: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int
+    lists: tuple[jax.Array, ...], space: Space, nse: int
 ) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
     """The union of one or two canonical lists in `nse` slots, its true length, and where their entries went."""
-    keys = [materialise(_keys.ravel(rows, shape)) for rows in lists]
+    keys = [materialise(_keys.ravel(rows, space)) for rows in lists]
     if len(lists) == 1:
-        return _resize(lists[0], _keys.count_entries(keys[0]), shape, nse)
+        return _resize(lists[0], _keys.count_entries(keys[0]), space, nse)
     nnz, bitmaps = merge(keys[0], keys[1], nse)
-    indices = select_rows(bitmaps, lists[0], lists[1], shape, nse)
+    indices = select_rows(bitmaps, lists[0], lists[1], space.sizes, nse)
     placements = []
     for bitmap, rows in zip(bitmaps, lists, strict=True):
-        size = rows.shape[0]
-        placements.append(Placement(positions_of(bitmap, size, nse), sources_of(bitmap, size, nse)))
+        placements.append(Placement(positions_of(bitmap, rows.shape[0], nse), sources_of(bitmap, nse)))
     return indices, nnz, tuple(placements)
 
 
 def _resize(
-    rows: jax.Array, nnz: jax.Array, shape: tuple[int, ...], nse: int
+    rows: jax.Array, nnz: jax.Array, space: Space, nse: int
 ) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
     """One canonical list in `nse` slots: the union of a single operand."""
-    size = rows.shape[0]
-    entries, slots = jnp.arange(size, dtype=jnp.int32), jnp.arange(nse, dtype=jnp.int32)
-    positions, sources = jnp.where(entries < nnz, entries, max(size, nse)), jnp.where(slots < nnz, slots, size)
-    return pick_rows([rows], [sources], shape), nnz, (Placement(positions, sources),)
+    entries, slots = jnp.arange(rows.shape[0], dtype=jnp.int32), jnp.arange(nse, dtype=jnp.int32)
+    positions, sources = jnp.where(entries < nnz, entries, NONE), jnp.where(slots < nnz, slots, NONE)
+    return pick_rows([rows], [sources], space.sizes), nnz, (Placement(positions, sources),)
 
 
-def pick_rows(lists: Sequence[jax.Array], sources: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+def pick_rows(lists: Sequence[jax.Array], sources: Sequence[jax.Array], sizes: Sequence[ArrayLike]) -> jax.Array:
     """Index rows `rows[sources]` of the first list for which that is in bounds; padding if there is none."""
     columns = []
-    for dim, size in enumerate(shape):
-        column = jnp.asarray(np.asarray(size, lists[0].dtype))
+    for dim, size in enumerate(sizes):
+        column = jnp.asarray(size, lists[0].dtype)
         for rows, entries in zip(reversed(lists), reversed(sources), strict=True):
             column = gather(rows[:, dim], entries, column)
         columns.append(column)
@@ -242,15 +264,15 @@ def pick_rows(lists: Sequence[jax.Array], sources: Sequence[jax.Array], shape: t
 
 
 def _sort_lists(
-    lists: tuple[jax.Array, ...], shape: tuple[int, ...], nse: int
+    lists: tuple[jax.Array, ...], space: Space, nse: int
 ) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
     """The union of one or two lists in any order in `nse` slots, its true length, and where their entries went."""
     sizes = [rows.shape[0] for rows in lists]
-    words = zip(*(_keys.ravel(rows, shape) for rows in lists), strict=True)
+    words = zip(*(_keys.ravel(rows, space) for rows in lists), strict=True)
     sorted_keys, order = _keys.sort(tuple(map(jnp.concatenate, words)))
     starts, padding = _keys.starts_run(sorted_keys), _keys.is_padding(sorted_keys)
-    slots = jnp.where(padding, nse, count_before(starts) + starts.astype(jnp.int32) - 1)
-    positions = jnp.split(scatter(sum(sizes), order, slots, fill=nse), sizes[:-1])
+    slots = jnp.where(padding, NONE, count_before(starts) + starts.astype(jnp.int32) - 1)
+    positions = jnp.split(scatter(sum(sizes), order, slots, fill=NONE), sizes[:-1])
 
     # The sort is stable: the entries of one list in one slot stand side by side, in their own order.
     of_second = order >= sizes[0]
@@ -261,12 +283,12 @@ def _sort_lists(
 
     def place_first(names: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         return tuple(
-            scatter(nse, jnp.where(is_first, slots, nse), name, fill=size)
-            for is_first, name, size in zip(first, names, sizes, strict=False)
+            scatter(nse, jnp.where(is_first, slots, NONE), name, fill=NONE)
+            for is_first, name in zip(first, names, strict=False)
         )
 
     in_slots = place_first(entries)
-    indices = pick_rows(lists, in_slots, shape)
+    indices = pick_rows(lists, in_slots, space.sizes)
 
     def by_entry() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         return in_slots, tuple(map(iota_like, positions))
@@ -275,7 +297,7 @@ def _sort_lists(
         seconds = count_before(of_second)
         ranks = (iota_like(order) - seconds, seconds)
         orders = (
-            scatter(size, jnp.where(mine, rank, size), entry, fill=0)
+            scatter(size, jnp.where(mine, rank, NONE), entry, fill=NONE)
             for mine, rank, entry, size in zip(own, ranks, entries, sizes, strict=False)
         )
         return place_first(ranks), tuple(orders)

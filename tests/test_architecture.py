@@ -16,6 +16,7 @@ ROOMS = [
     "_primitives",
     "_keys",
     "_buckets",
+    "_linear",
     "_search",
     "_merge",
     "_union",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_sparse_grad import _keys
-from samples import union_indices
+from samples import ravel, union_indices
 
 EDGES = [
     (5, 6),
@@ -58,7 +58,7 @@ def test_keys_order_as_rows_do(rng, shape, wide):
 
         @jax.jit
         def look(rows):
-            keys = _keys.ravel(rows, shape)
+            keys = ravel(rows, shape)
             return _keys.is_canonical(keys), _keys.is_padding(keys)
 
         canonical, padding = look(rows)
@@ -69,7 +69,7 @@ def test_keys_order_as_rows_do(rng, shape, wide):
 @pytest.mark.parametrize("shape", [s for s in EDGES if s])
 def test_padding_is_the_last_key(shape):
     padding = jnp.asarray(np.array([shape], index_dtype(shape)))
-    keys = jax.jit(_keys.ravel, static_argnums=1)(padding, shape)
+    keys = jax.jit(ravel, static_argnums=1)(padding, shape)
     assert np.all(_keys.is_padding(keys))
     assert all(np.all(np.asarray(word) == np.iinfo(word.dtype).max) for word in keys)
 
@@ -79,7 +79,7 @@ def test_padding_is_the_last_key(shape):
 def test_sort_is_stable_and_tells_where_each_key_came_from(rng, shape, wide):
     with jax.enable_x64(wide):
         rows = rng.choice(corner_rows(rng, shape, 10), 100)
-        keys = _keys.ravel(rows, shape)
+        keys = ravel(rows, shape)
         sorted_keys, order = jax.jit(_keys.sort)(keys)
         assert order.dtype == np.int32
         expected = np.lexsort(rows.T[::-1])  # stable, the first column foremost
@@ -92,12 +92,12 @@ def test_sort_is_stable_and_tells_where_each_key_came_from(rng, shape, wide):
 def test_entries_before_the_padding_are_counted():
     for count in range(4):
         rows = jnp.array([[0, 1], [0, 2], [4, 5]][:count] + [[5, 6]] * (3 - count))
-        assert int(_keys.count_entries(_keys.ravel(rows, (5, 6)))) == count
+        assert int(_keys.count_entries(ravel(rows, (5, 6)))) == count
 
 
 def test_rows_outside_the_shape_count_as_padding():
     rows = jnp.array([[-1, 0], [0, -1], [5, 0], [0, 6], [5, 6], [2**31 - 1, -(2**31)]])
-    assert np.all(_keys.is_padding(_keys.ravel(rows, (5, 6))))
+    assert np.all(_keys.is_padding(ravel(rows, (5, 6))))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_order_is_known_for_runs_and_padding():
     shape = (5, 6)
 
     def keys(*rows):
-        return _keys.ravel(jnp.array(rows).reshape(-1, 2), shape)
+        return ravel(jnp.array(rows).reshape(-1, 2), shape)
 
     pad = (5, 6)
     assert bool(_keys.is_canonical(keys()))

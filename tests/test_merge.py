@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from jax_sparse_grad import _keys, _merge
+from jax_sparse_grad import _merge
+from jax_sparse_grad._primitives import NONE
+from samples import ravel
 
 SIZES = (700, 900)  # of the arrays, so that one compilation serves all data; several coarse tiles
 NSE = 1500
@@ -37,11 +39,11 @@ def rows_of(cells, shape):
 
 @partial(jax.jit, static_argnums=(2, 3))
 def run(a, b, shape, nse):
-    nnz, bitmaps = _merge.merge(_keys.ravel(a, shape), _keys.ravel(b, shape), nse)
+    nnz, bitmaps = _merge.merge(ravel(a, shape), ravel(b, shape), nse)
     sizes = a.shape[0], b.shape[0]
     return (
         nnz,
-        [_merge.sources_of(bitmap, size, nse) for bitmap, size in zip(bitmaps, sizes, strict=True)],
+        [_merge.sources_of(bitmap, nse) for bitmap in bitmaps],
         [_merge.positions_of(bitmap, size, nse) for bitmap, size in zip(bitmaps, sizes, strict=True)],
         _merge.select_rows(bitmaps, a, b, shape, nse),
     )
@@ -54,9 +56,9 @@ def check(a_cells, b_cells, shape, sizes=SIZES, nse=NSE):
     expected_nnz, expected = merge_plainly(*([tuple(row) for row in rows.tolist()] for rows in lists), nse)
     assert int(nnz) == expected_nnz
     for got, slots_of, wanted, size in zip(sources, positions, expected, sizes, strict=True):
-        wanted = [size if source is None else source for source in wanted]
-        np.testing.assert_array_equal(got, wanted + [size] * (nse - len(wanted)))
-        inverse = np.full(size, nse)
+        wanted = [NONE if source is None else source for source in wanted]
+        np.testing.assert_array_equal(got, wanted + [NONE] * (nse - len(wanted)))
+        inverse = np.full(size, NONE)
         inverse[[source for source in wanted if source < size]] = [k for k, s in enumerate(wanted) if s < size]
         np.testing.assert_array_equal(slots_of, inverse)
     union = np.unique(np.concatenate(lists), axis=0)[:nse]

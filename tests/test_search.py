@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_sparse_grad import _keys, _search
+from jax_sparse_grad import _search
+from samples import ravel
 
 SHAPES = [(97,), (40, 50), (2**20, 2**20, 2**20), (2**31 - 1, 2**31 - 1)]
 
@@ -40,7 +41,7 @@ def test_search_finds_rank_and_membership(rng, shape, count):
 
     @jax.jit
     def search(rows, queries):
-        return _search.search(_keys.ravel(rows, shape), _keys.ravel(queries, shape))
+        return _search.search(ravel(rows, shape), ravel(queries, shape))
 
     position, found = search(rows, queries)
     rank, member = expected(rows, queries)
@@ -70,7 +71,7 @@ def test_a_row_too_large_for_the_packing_meets_no_other_row():
 def test_nothing_is_found_among_no_keys():
     none, some = jnp.zeros((0, 2), jnp.int32), jnp.array([[0, 1]])
     for position, found in (
-        _search.search(_keys.ravel(none, (3, 3)), _keys.ravel(some, (3, 3))),
+        _search.search(ravel(none, (3, 3)), ravel(some, (3, 3))),
         search_rows(none, some),
     ):
         np.testing.assert_array_equal(position, [0])
@@ -78,7 +79,7 @@ def test_nothing_is_found_among_no_keys():
 
 
 def test_padding_is_never_found():
-    keys = _keys.ravel(jnp.array([[0, 1], [3, 3]]), (3, 3))
+    keys = ravel(jnp.array([[0, 1], [3, 3]]), (3, 3))
     _, found = _search.search(keys, keys)
     np.testing.assert_array_equal(found, [True, False])
 

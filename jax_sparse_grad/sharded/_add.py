@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import poison_unless
 from jax_sparse_grad._plan import unite_and_add
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
@@ -158,7 +159,8 @@ def _sum(
 
     def add_shard(row_starts: tuple[jax.Array, ...], operands: tuple[tuple[jax.Array, ...], ...]) -> Any:
         indices, values = operands
-        rows, total, nnz = unite_and_add(layout.shape, indices, values, capacity, canonical)
+        space = space_of(layout.shape, indices[0].dtype)
+        rows, total, nnz = unite_and_add(space, indices, values, capacity, canonical)
         if not canonical:
             total = poison_unless(is_sound(layout, row_starts, indices), total)
         return rows, total, nnz[None]

@@ -119,9 +119,10 @@ def _guard_canonical(layout: Layout, name: str, rows: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnums=0)
 def _all_canonical(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether all shards are canonical, and if not, which is the first that is not."""
+    space = _keys.space_of(layout.shape, indices.dtype)
 
     def ask(_: None, rows: jax.Array) -> Any:
-        canonical = from_all_shards(layout, _keys.is_canonical(_keys.ravel(rows, layout.shape)))
+        canonical = from_all_shards(layout, _keys.is_canonical(_keys.ravel(rows, space)))
         return jnp.all(canonical > 0), jnp.argmin(canonical)
 
     return on_shards(layout, ask, None, indices, replicated_result=True)

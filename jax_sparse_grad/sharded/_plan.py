@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_sparse_grad import _validation
+from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import add_values, poison_unless
-from jax_sparse_grad._plan import unite_plan
+from jax_sparse_grad._plan import unite_patterns
 from jax_sparse_grad._union import Union, entry_counts, truncate
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, cut, on_shards
@@ -94,7 +95,7 @@ class ShardedPlan:
         shards = count_shards(self.mesh, self.axis)
         if self.nnz.ndim != 1:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
-        sizes = entry_counts(self.union)
+        sizes = [size for counts in entry_counts(self.union) for size in counts]
         if len(values) != len(sizes):
             raise ValueError(
                 f"`values` must be given for each of the {len(sizes)} operands of the plan, got {len(values)}"
@@ -210,9 +211,10 @@ def _unite(
     indices: tuple[jax.Array, ...],
 ) -> ShardedPlan:
     def unite_shard(row_starts: tuple[jax.Array, ...], indices: tuple[jax.Array, ...]) -> Any:
-        plan = unite_plan(indices, layout.shape, capacity, canonical or None, canonical)
-        sound = jnp.ones_like(plan.nnz, bool) if canonical else is_sound(layout, row_starts, indices)
-        return plan.indices, jax.tree.map(lambda leaf: leaf[None], (plan.union, sound))
+        space = space_of(layout.shape, indices[0].dtype)
+        rows, union = unite_patterns(space, indices, capacity, canonical or None, canonical)
+        sound = jnp.ones_like(union.nnz, bool) if canonical else is_sound(layout, row_starts, indices)
+        return rows, jax.tree.map(lambda leaf: leaf[None], (union, sound))
 
     rows, (union, sound) = on_shards(layout, unite_shard, row_starts, indices)
     return ShardedPlan(rows, row_starts[0], union, sound, *layout)
