@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching, mlir
 
-from jax_sparse_grad._buckets import bucket, is_on_host, join, resize
+from jax_sparse_grad._buckets import buckets, is_on_host, join, resize
 from jax_sparse_grad._primitives import NONE, vary_alike
 
 Arrays = tuple[jax.Array, ...]
@@ -129,21 +129,24 @@ def _execute_in_buckets(
     leaves, x = _split(operands, treedef)
     axis = len(batches)
     leaf_axes = [sum(flags) for flags in zip(*batches, strict=True)] if batches else [0] * len(leaves)
-    padded = tuple(
-        resize(leaf, bucket(leaf.shape[k]), NONE, k) if np.ndim(leaf) > k else leaf
-        for leaf, k in zip(leaves, leaf_axes, strict=True)
-    )
     parts = iter(x)
     joined = [join([next(parts) for _ in group], axis) for group in x_groups]
-    arrays = tuple(resize(array, bucket(array.shape[axis]), 0, axis) for array in joined)
+    # What belongs together stays equally long; similar lengths become one, or pairs of them were compiled for.
+    sizes = {leaf.shape[k] for leaf, k in zip(leaves, leaf_axes, strict=True) if np.ndim(leaf) > k}
+    sizes |= {array.shape[axis] for array in joined}
+    length_of = dict(zip(sizes, buckets(list(sizes)), strict=True))
+    padded = tuple(
+        resize(leaf, length_of[leaf.shape[k]], NONE, k) if np.ndim(leaf) > k else leaf
+        for leaf, k in zip(leaves, leaf_axes, strict=True)
+    )
+    arrays = tuple(resize(array, length_of[array.shape[axis]], 0, axis) for array in joined)
     whole = tuple((0,) for _ in x_groups), tuple((0,) for _ in y_groups)  # sizes only matter where arrays are divided
     results = _run(apply, treedef, *whole, batches, padded, arrays)
     cut = []
-    for result, sizes in zip(results, y_groups, strict=True):
-        host = resize(result, sum(sizes), 0, axis)
-        ends = itertools.accumulate(sizes)
-        for size, end in zip(sizes, ends, strict=True):
-            cut.append(host if len(sizes) == 1 else host[(slice(None),) * axis + (slice(end - size, end),)])
+    for result, group in zip(results, y_groups, strict=True):
+        host = resize(result, sum(group), 0, axis)
+        for size, end in zip(group, itertools.accumulate(group), strict=True):
+            cut.append(host if len(group) == 1 else host[(slice(None),) * axis + (slice(end - size, end),)])
     placed: Sequence[jax.Array] = jax.device_put(cut)
     return placed
 

@@ -7,8 +7,8 @@ to the entries of the operands. Each is the other's transpose, and both are gath
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,25 @@ class _Route(NamedTuple):
 
 def _route_of(union: Union) -> _Route:
     nse = union.placements[0].sources.shape[0]
-    may_overflow = nse < sum(map(sum, entry_counts(union)))
-    return _Route(union, np.int32(nse) if may_overflow else None)
+    fits = nse >= sum(map(sum, entry_counts(union))) or _is_known(union.nnz, lambda nnz: nnz <= nse)
+    return _Route(_without_known(union), None if fits else np.int32(nse))
+
+
+def _without_known(union: Union) -> Union:
+    """The same union without what only duplicates need, where it is known that there are none."""
+
+    def simplify(placement: Placement) -> Placement:
+        if placement.unique is None or not _is_known(placement.unique, lambda unique: unique):
+            return placement
+        return placement._replace(unique=None, order=None)
+
+    children = tuple(_without_known(child) if isinstance(child, Union) else child for child in union.children)
+    return Union(union.nnz, children, tuple(map(simplify, union.placements)))
+
+
+def _is_known(array: jax.Array, holds: Callable[[np.ndarray], Any]) -> bool:
+    """Whether the array is concrete, and a condition holds for all of it."""
+    return not isinstance(array, jax.core.Tracer) and bool(np.all(holds(np.asarray(array))))
 
 
 def _add(route: _Route, values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -132,30 +132,27 @@ def sparse_add(
     nse = bound if size is None else size
     if not _validation.is_concrete(indices):
         indices = guard_indices(request, indices)
-        form = _Form(shape, nse, assume_canonical or None)
+        form = _Form(nse, assume_canonical or None)
         sum_indices, sum_values, nnz = _sum(form, (request.space_of(indices), indices), values, limit)
         return SparseAddOutput(guard_nse(sum_indices, nnz, nse, bound), sum_values, shape)
     if _validation.is_concrete(values, limit):
 
         def add(space: Space, indices: Any, values: Any, nse: int, canonical: bool | None) -> tuple[jax.Array, ...]:
-            return _sum(_Form(shape, nse, canonical), (space, indices), values, limit)
+            return _sum(_Form(nse, canonical), (space, indices), values, limit)
 
         fitted = _validation.call_concretely(lambda: add_in_buckets(add, request, indices, values))
         return SparseAddOutput(*fitted, shape)
     if limit is None:
         plan = make_plan(request, indices)
-        sum_indices, sum_values, _ = _sparse_add(_Form(shape, plan.nse, None), *vary_alike((plan, values, None)))
-        return SparseAddOutput(sum_indices, sum_values, shape)
+        return SparseAddOutput(plan.indices, _add_planned(plan, values), shape)
     # What is kept depends on the values: the plan has room for all, and the sum for as many as if none were known.
-    plan = make_plan(request._replace(nse=None), indices)
-    sum_indices, sum_values, nnz = _sparse_add(_Form(shape, nse, None), *vary_alike((plan, values, limit)))
-    return SparseAddOutput(guard_nse(sum_indices, nnz, nse, bound), sum_values, shape)
+    plan = _keep_in_plan(nse, make_plan(request._replace(nse=None), indices), jax.lax.stop_gradient(values), limit)
+    return SparseAddOutput(guard_nse(plan.indices, plan.nnz, nse, bound), _add_planned(plan, values), shape)
 
 
 class _Form(NamedTuple):
-    """What is static in a sum of two tensors."""
+    """What is static in a sum of two tensors: not the shape, for which nothing should be compiled."""
 
-    shape: tuple[int, ...]
     nse: int
     canonical: bool | None  # None: not known
 
@@ -166,9 +163,14 @@ def _sum(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -
     return _sparse_add(form, *vary_alike((pattern, values, limit)))
 
 
+def _add_planned(plan: SparseAddPlan, values: tuple[jax.Array, ...]) -> jax.Array:
+    # Indices are left out: that they have no cotangent is an array of no type for JAX, which it compiles by length.
+    return _sparse_add(_Form(plan.nse, None), *vary_alike((plan, values, None)))[1]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sparse_add(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[jax.Array, ...]:
-    """The indices, values and true number of entries of the sum.
+def _sparse_add(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[Any, jax.Array, Any]:
+    """The indices, values and true number of entries of the sum; values alone if the pattern is a plan.
 
     Args:
       form: what is static.
@@ -181,17 +183,14 @@ def _sparse_add(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit:
 
 def _sparse_add_fwd(
     form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any
-) -> tuple[tuple[jax.Array, ...], Union]:
+) -> tuple[tuple[Any, jax.Array, Any], Union]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
     if isinstance(pattern, SparseAddPlan):
-        indices, union = pattern.indices, pattern.union
-        if limit is not None:
-            indices, union = _keep_in_plan(form, pattern, values, limit)
-        return (indices, add_values(union, values), union.nnz), union
+        return (None, add_values(pattern.union, values), None), pattern.union
 
     space, operands = pattern
 
-    def add(indices: jax.Array, union: Union) -> tuple[tuple[jax.Array, ...], Union]:
+    def add(indices: jax.Array, union: Union) -> tuple[tuple[Any, jax.Array, Any], Union]:
         if limit is not None:
             indices, union = _keep(form.nse, space, indices, union, values, limit)
         return (indices, add_values(union, values), union.nnz), _union.with_orders(union)
@@ -200,7 +199,7 @@ def _sparse_add_fwd(
     return _union.unite(operands, space, nse, form.canonical, add)
 
 
-def _sparse_add_bwd(_form: _Form, union: Union, cotangents: tuple[jax.Array, ...]) -> tuple[None, Any, None]:
+def _sparse_add_bwd(_form: _Form, union: Union, cotangents: tuple[Any, ...]) -> tuple[None, Any, None]:
     _, cotangent, _ = cotangents
     if cotangent.dtype == jax.dtypes.float0:  # integer values
         return None, None, None
@@ -210,24 +209,22 @@ def _sparse_add_bwd(_form: _Form, union: Union, cotangents: tuple[jax.Array, ...
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)
 
 
-def _keep_in_plan(
-    form: _Form, plan: SparseAddPlan, values: tuple[jax.Array, ...], limit: Any
-) -> tuple[jax.Array, Union]:
-    """The indices and the union of the slots of a plan that stay, in `form.nse` slots."""
-    space = space_of(form.shape, plan.indices.dtype)
+def _keep_in_plan(nse: int, plan: SparseAddPlan, values: tuple[jax.Array, ...], limit: Any) -> SparseAddPlan:
+    """The plan of those slots that stay, in `nse` slots."""
+    space = space_of(plan.shape, plan.indices.dtype)
     if not _validation.is_concrete(plan, values, limit):
-        return _keep(form.nse, space, plan.indices, plan.union, values, limit)
+        indices, union = _keep(nse, space, plan.indices, plan.union, values, limit)
+        return SparseAddPlan(indices, union, plan.shape, nse)
 
-    def keep() -> tuple[jax.Array, Union]:
+    def keep() -> SparseAddPlan:
         counts = entry_counts(plan.union)
-        lengths = [bucket(size) for (size,) in counts]
-        padded = _union.fit(plan.union, bucket(plan.nse), ((length,) for length in lengths))
-        padded_values = tuple(resize(array, length, 0) for array, length in zip(values, lengths, strict=True))
-        rows = resize(plan.indices, bucket(plan.nse), form.shape)
-        indices, union = _keep(bucket(form.nse), space, rows, padded, padded_values, limit)
-        fitted = resize(indices, form.nse, form.shape), _union.fit(union, form.nse, iter(counts))
-        placed: tuple[jax.Array, Union] = jax.device_put(fitted)
-        return placed
+        length = bucket(max(plan.nse, *(size for (size,) in counts)))  # one for all
+        padded = _union.fit(plan.union, length, ((length,) for _ in counts))
+        padded_values = tuple(resize(array, length, 0) for array in values)
+        rows = resize(plan.indices, length, plan.shape)
+        indices, union = _keep(bucket(nse), space, rows, padded, padded_values, limit)
+        fitted = SparseAddPlan(resize(indices, nse, plan.shape), _union.fit(union, nse, iter(counts)), plan.shape, nse)
+        return jax.device_put(fitted)
 
     return _validation.call_concretely(keep)
 
@@ -237,8 +234,7 @@ def _keep(
     nse: int, space: Space, indices: jax.Array, union: Union, values: tuple[jax.Array, ...], limit: jax.Array
 ) -> tuple[jax.Array, Union]:
     """The indices and the union of the slots that stay, in `nse` slots."""
-    keep = _is_kept(union, jax.lax.stop_gradient(values), limit)
-    return _union.restrict(indices, union, keep, space, nse)
+    return _union.restrict(indices, union, _is_kept(union, jax.lax.stop_gradient(values), limit), space, nse)
 
 
 def _is_kept(union: Union, values: tuple[jax.Array, ...], thresh: jax.Array) -> jax.Array:

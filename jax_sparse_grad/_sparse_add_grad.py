@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jax_sparse_grad import _keys, _union, _validation
 from jax_sparse_grad._buckets import buckets, resize
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._keys import Keys, Space
 from jax_sparse_grad._numeric import pick_values
-from jax_sparse_grad._primitives import NONE, all_true, materialise, vary_alike
+from jax_sparse_grad._primitives import NONE, all_true, iota_like, materialise, vary_alike
 from jax_sparse_grad._search import search, with_keys
 from jax_sparse_grad._union import Placement, Union, placement_of
+from jax_sparse_grad._validation import MOST_ENTRIES
 
 
 class SparseAddGradOutput(NamedTuple):
@@ -104,8 +106,8 @@ def _locate_concrete(
     names: Sequence[str], rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None, space: Space | None
 ) -> Union:
     """Where concrete rows of A and B stand in the sum, likewise."""
-    roomy = _locate(*_pad_rows(names, rows, shape, space), space)
     *counts, nse = (each.shape[0] for each in rows)
+    roomy = _locate(*_pad_rows(names, rows, shape, space), space, tuple(map(np.int32, counts)))
     union = _union.fit(roomy._replace(nnz=np.int32(nse)), nse, ((count,) for count in counts))
     placed: Union = jax.device_put(union)
     return placed
@@ -152,19 +154,30 @@ def gather_cotangent(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...
 
 
 @jax.jit
-def _locate(a_indices: jax.Array, b_indices: jax.Array, sum_indices: jax.Array, space: Space | None) -> Union:
-    """Where the rows of A and B stand in the sum."""
+def _locate(
+    a_indices: jax.Array,
+    b_indices: jax.Array,
+    sum_indices: jax.Array,
+    space: Space | None,
+    counts: tuple[ArrayLike, ...] = (MOST_ENTRIES, MOST_ENTRIES),
+) -> Union:
+    """Where the first `counts` rows of A and B stand in the sum; those behind them nowhere."""
     rows = vary_alike((sum_indices, a_indices, b_indices))
     if space is None:
-        placements = with_keys(rows[0], partial(_placements, rows))
+        placements = with_keys(rows[0], partial(_placements, rows, counts))
     else:
-        placements = _placements(rows, partial(_keys.ravel, space=space))
+        placements = _placements(rows, counts, partial(_keys.ravel, space=space))
     return Union(jnp.int32(sum_indices.shape[0]), (None, None), placements)
 
 
-def _placements(rows: tuple[jax.Array, ...], keys_of: Callable[[jax.Array], Keys]) -> tuple[Placement, ...]:
+def _placements(
+    rows: tuple[jax.Array, ...], counts: tuple[ArrayLike, ...], keys_of: Callable[[jax.Array], Keys]
+) -> tuple[Placement, ...]:
     """Where the rows of the operands stand in those of the sum, which come first."""
     total, *operands = (materialise(keys_of(each)) for each in rows)
-    found = (search(total, keys) for keys in operands)
-    nse = total[0].shape[0]
-    return tuple(placement_of(jnp.where(is_found, position, NONE), nse) for position, is_found in found)
+    placements = []
+    for keys, count in zip(operands, counts, strict=True):
+        position, is_found = search(total, keys)
+        is_found &= iota_like(position) < count
+        placements.append(placement_of(jnp.where(is_found, position, NONE), total[0].shape[0]))
+    return tuple(placements)
