@@ -45,8 +45,8 @@ def resize(array: Any, size: int, fill: object, axis: int = 0) -> Any:
     return resized
 
 
-def join(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """Concrete arrays one behind the other, by numpy where it can reach all of them."""
+def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
+    """Arrays one behind the other; by numpy if all are where it can read them, which compiles nothing."""
     if len(arrays) == 1:
         return arrays[0]
     numpy: Any = np if all(map(is_on_host, arrays)) else jnp
@@ -54,9 +54,11 @@ def join(arrays: Sequence[Any], axis: int = 0) -> Any:
 
 
 def is_on_host(array: Any) -> bool:
-    """Whether the array is where numpy can read it, and new arrays go."""
+    """Whether the array is concrete and where numpy can read it, and new arrays go."""
     if isinstance(array, np.ndarray | np.generic):
         return True
+    if isinstance(array, jax.core.Tracer):
+        return False
     default = jax.config.jax_default_device or jax.local_devices()[0]  # type: ignore[attr-defined]
     if isinstance(default, str):
         default = jax.local_devices(backend=default)[0]

@@ -299,7 +299,8 @@ def _as_bcsr(indices: jax.Array, values: jax.Array, shape: tuple[int, ...], dtyp
         )
 
     def in_buckets() -> tuple[jax.Array, jax.Array]:
-        (padded,), _ = pad_indices((indices,), shape[indices.ndim - 2 :][:2])
+        axis = indices.ndim - 2
+        padded = resize(indices, bucket(nse), shape[axis:][:2], axis)
         columns, indptr = _compress(padded, n_rows, dtype)
         return jax.device_put(resize(columns, nse, 0, columns.ndim - 1)), indptr
 
@@ -327,10 +328,11 @@ def _add_to_dense(
     values: tuple[jax.Array, ...],
     shape: tuple[int, ...],
 ) -> jax.Array:
+    request = Request(names, shape, None, False, strict=False)
     if not _validation.is_concrete(indices):
-        indices = guard_indices(Request(names, shape, None, False, strict=False), indices)
+        indices = guard_indices(request, indices)
         return scatter_add(dense, indices, values, shape)
-    padded, counts = pad_indices(indices, shape)
+    padded, counts = pad_indices(request, indices)
     _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, padded, shape, strict=False))
     if _validation.is_concrete(values):
         return scatter_add(dense, padded, pad_values(values, padded, counts), shape)

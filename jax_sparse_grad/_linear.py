@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching, mlir
 
-from jax_sparse_grad._buckets import buckets, is_on_host, join, resize
+from jax_sparse_grad._buckets import buckets, concatenate, is_on_host, resize
 from jax_sparse_grad._primitives import NONE, vary_alike
 
 Arrays = tuple[jax.Array, ...]
@@ -130,7 +130,7 @@ def _execute_in_buckets(
     axis = len(batches)
     leaf_axes = [sum(flags) for flags in zip(*batches, strict=True)] if batches else [0] * len(leaves)
     parts = iter(x)
-    joined = [join([next(parts) for _ in group], axis) for group in x_groups]
+    joined = [concatenate([next(parts) for _ in group], axis) for group in x_groups]
     # What belongs together stays equally long; similar lengths become one, or pairs of them were compiled for.
     sizes = {leaf.shape[k] for leaf, k in zip(leaves, leaf_axes, strict=True) if np.ndim(leaf) > k}
     sizes |= {array.shape[axis] for array in joined}

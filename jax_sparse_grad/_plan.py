@@ -141,6 +141,7 @@ class Request(NamedTuple):
 
     names: of the operands' indices, in messages.
     strict: whether a row beyond the shape is an error if it is not marked as padding: it is padding in containers.
+    apart: whether it matters which operand an entry is of.
     """
 
     names: tuple[str, ...]
@@ -148,6 +149,11 @@ class Request(NamedTuple):
     nse: int | None
     assume_canonical: bool
     strict: bool = True
+    apart: bool = False
+
+    def join(self, indices: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
+        """`_union.join`, if that may be."""
+        return (indices, None) if self.apart else _union.join(indices, self.assume_canonical)
 
     def space_of(self, indices: tuple[jax.Array, ...]) -> Space:
         """The space that indices count in."""
@@ -161,17 +167,18 @@ def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan
     indices = guard_indices(request, indices)
     bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
-    promised = request.assume_canonical
-    plan = _as_plan(request.shape, *unite_patterns(request.space_of(indices), indices, nse, promised or None, promised))
+    operands, joined = request.join(indices)
+    form = Form.of(request, nse, joined)
+    plan = _as_plan(request.shape, *unite_patterns(form, request.space_of(indices), operands))
     return guard_nse(plan, plan.nnz, nse, bound)
 
 
 def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
     """The plan of concrete indices: at the exact size, by functions that are compiled for few sizes."""
-    padded, counts = pad_indices(indices, request.shape)
-    canonical = known_canonical(request, indices, padded)
+    padded, counts = pad_indices(request, indices)
     promised = request.assume_canonical and len(padded) == len(indices)
-    rows, union = unite_patterns(request.space_of(padded), padded, most_rows(padded), canonical, promised)
+    form = Form(most_rows(padded), known_canonical(request, indices, padded), promised)
+    rows, union = unite_patterns(form, request.space_of(padded), padded)
     nse = exact_nse(request, union.nnz, indices)
     fitted = _buckets.resize(rows, nse, request.shape, n_batch_of(indices)), _union.fit(union, nse, iter(counts))
     # Where numpy did the fitting; compiles nothing for a new length.
@@ -182,18 +189,37 @@ def _as_plan(shape: tuple[int, ...], indices: jax.Array, union: Union) -> Sparse
     return SparseAddPlan(indices, union, shape, indices.shape[-2])
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def unite_patterns(
-    space: Space, operands: tuple[jax.Array, ...], nse: int, canonical: bool | None, promised: bool
-) -> tuple[jax.Array, Union]:
+class Form(NamedTuple):
+    """What is static in a sum: not the shape, for which nothing should be compiled.
+
+    canonical: whether all operands are; None: not known.
+    promised: whether that was promised, so that the union needs no room for what only others have.
+    joined: the sizes of operands that are one list.
+    """
+
+    nse: int
+    canonical: bool | None
+    promised: bool = False
+    joined: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(request: Request, nse: int, joined: tuple[int, ...] | None) -> Form:
+        """The form of a sum of traced operands."""
+        if joined is not None:
+            return Form(nse, canonical=False, joined=joined)
+        return Form(nse, request.assume_canonical or None, request.assume_canonical)
+
+
+@partial(jax.jit, static_argnums=0)
+def unite_patterns(form: Form, space: Space, operands: tuple[jax.Array, ...]) -> tuple[jax.Array, Union]:
     """The indices of a sum, and the union of `operands [*batch, nnz_k, ndims]` that stays."""
 
     def keep(indices: jax.Array, union: Union) -> tuple[jax.Array, Union]:
         # The same structure whatever the order is found to be: a loop that makes plans could not carry them else.
-        return indices, union if promised else _union.with_orders(union)
+        return indices, union if form.promised else _union.with_orders(union)
 
     def unite(*operands: jax.Array) -> tuple[jax.Array, Union]:
-        return _union.unite(operands, space, nse, canonical, keep)
+        return _union.unite(operands, space, form.nse, form.canonical, keep, form.joined)
 
     return map_batches(unite, n_batch_of(operands))(*operands)
 
@@ -210,32 +236,29 @@ def add_once(
     indices = guard_indices(request, indices)
     bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
-    canonical = request.assume_canonical or None
-    sum_indices, sum_values, nnz = unite_and_add(request.space_of(indices), indices, values, nse, canonical)
+    operands, joined = request.join(indices)
+    form = Form.of(request, nse, joined)
+    sum_indices, sum_values, nnz = unite_and_add(form, request.space_of(indices), operands, values)
     return guard_nse(sum_indices, nnz, nse, bound), sum_values
 
 
-@partial(jax.jit, static_argnums=(3, 4))
+@partial(jax.jit, static_argnums=0)
 def unite_and_add(
-    space: Space,
-    indices: tuple[jax.Array, ...],
-    values: tuple[jax.Array, ...],
-    nse: int,
-    canonical: bool | None,
+    form: Form, space: Space, operands: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
     """The indices, values and true number of entries of a sum, without a plan that outlives it."""
-    n_batch = n_batch_of(indices)
-    if any(_is_shared(indices, k) and not _is_shared(values, k) for k in range(n_batch)):
-        sum_indices, union = unite_patterns(space, indices, nse, canonical, bool(canonical))
+    n_batch = n_batch_of(operands)
+    if any(_is_shared(operands, k) and not _is_shared(values, k) for k in range(n_batch)):
+        sum_indices, union = unite_patterns(form, space, operands)
         return sum_indices, map_batches(add_values, n_batch)(union, values), union.nnz
 
-    def add(indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def add(operands: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         def then(sum_indices: jax.Array, union: Union) -> tuple[jax.Array, ...]:
             return sum_indices, add_values(union, values), union.nnz
 
-        return _union.unite(indices, space, nse, canonical, then)
+        return _union.unite(operands, space, form.nse, form.canonical, then, form.joined)
 
-    return map_batches(add, n_batch)(indices, values)
+    return map_batches(add, n_batch)(operands, values)
 
 
 def _is_shared(arrays: tuple[jax.Array, ...], axis: int) -> bool:
@@ -250,15 +273,13 @@ def add_in_buckets(
 ) -> tuple[jax.Array, jax.Array]:
     """The indices and values of a sum of concrete tensors: at the exact size, by functions compiled for few sizes.
 
-    `add(space, indices, values, nse, canonical)` gives indices, values and the true number of entries of a sum;
-    `canonical` as for `_union.unite`.
+    `add(form, space, indices, values)` gives indices, values and the true number of entries of a sum.
     """
     axis = n_batch_of(indices)
-    padded, counts = pad_indices(indices, request.shape)
+    padded, counts = pad_indices(request, indices)
+    form = Form(most_rows(padded), known_canonical(request, indices, padded))
     padded_values = pad_values(values, padded, counts)
-    canonical = known_canonical(request, indices, padded)
-    space = request.space_of(padded)
-    sum_indices, sum_values, nnz = add(space, padded, padded_values, most_rows(padded), canonical)
+    sum_indices, sum_values, nnz = add(form, request.space_of(padded), padded, padded_values)
     nse = exact_nse(request, nnz, indices)
     resized = _buckets.resize(sum_indices, nse, request.shape, axis), _buckets.resize(sum_values, nse, 0, axis)
     fitted: tuple[jax.Array, jax.Array] = jax.device_put(resized)
@@ -277,22 +298,20 @@ def most_rows(indices: tuple[jax.Array, ...]) -> int:
 
 
 def pad_indices(
-    indices: tuple[jax.Array, ...], shape: tuple[int, ...]
+    request: Request, indices: tuple[jax.Array, ...]
 ) -> tuple[tuple[jax.Array, ...], tuple[tuple[int, ...], ...]]:
-    """Concrete indices padded to lengths for which little is compiled, and the sizes of what each of them holds.
+    """Concrete indices padded to lengths for which little is compiled, and the sizes of the operands in each of them.
 
-    Those of many operands are joined first: so one length counts, not each of theirs.
+    Those that are sorted as one list are joined first: so one length counts, not each of theirs.
     """
-    axis = n_batch_of(indices)
-    sizes = [rows.shape[-2] for rows in indices]
-    if _union.is_better_joined(sizes) and len({rows.shape[:-2] for rows in indices}) == 1:
-        counts: tuple[tuple[int, ...], ...] = (tuple(sizes),)
-        indices, sizes = (_buckets.join(indices, axis),), [sum(sizes)]
-    else:
-        counts = tuple((size,) for size in sizes)
-    lengths = _buckets.buckets(sizes) if shape else sizes  # a scalar tensor has no padding
-    padded = (_buckets.resize(rows, length, shape, axis) for rows, length in zip(indices, lengths, strict=True))
-    return tuple(padded), counts
+    operands, joined = request.join(indices)
+    sizes = [rows.shape[-2] for rows in operands]
+    lengths = _buckets.buckets(sizes) if request.shape else sizes  # a scalar tensor has no padding
+    axis = n_batch_of(operands)
+    padded = (
+        _buckets.resize(rows, length, request.shape, axis) for rows, length in zip(operands, lengths, strict=True)
+    )
+    return tuple(padded), (joined,) if joined else tuple((size,) for size in sizes)
 
 
 def pad_values(
@@ -301,15 +320,16 @@ def pad_values(
     """Concrete values joined and padded as their indices are."""
     axis = n_batch_of(padded)
     parts = iter(values)
-    joined = [_buckets.join([next(parts) for _ in sizes], axis) for sizes in counts]
+    joined = [_buckets.concatenate([next(parts) for _ in sizes], axis) for sizes in counts]
     return tuple(_buckets.resize(array, rows.shape[-2], 0, axis) for array, rows in zip(joined, padded, strict=True))
 
 
 def known_canonical(request: Request, indices: tuple[jax.Array, ...], padded: tuple[jax.Array, ...]) -> bool | None:
     """Whether concrete operands are canonical as they were padded; None if not all are, but some may be."""
     canonical = _keys.guard_concrete(request.names, indices, padded, request.shape, request.strict)
-    joined = len(padded) < len(indices)
-    if canonical or (request.assume_canonical and not joined):
+    if len(padded) < len(indices):  # joined, and to be sorted: never mind whether it is already
+        return False
+    if canonical or request.assume_canonical:
         return True
     return None if len(padded) > 2 else False
 

@@ -15,6 +15,7 @@ from jax_sparse_grad._buckets import bucket, resize
 from jax_sparse_grad._keys import Space, space_of
 from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._plan import (
+    Form,
     Request,
     SparseAddPlan,
     add_in_buckets,
@@ -127,18 +128,19 @@ def sparse_add(
     assume_canonical = _validation.as_flag("assume_canonical", assume_canonical)
 
     values = (a_values, b_values)
-    request = Request(names, shape, size, assume_canonical)
+    request = Request(names, shape, size, assume_canonical, apart=limit is not None)
     bound = most_rows(indices)
     nse = bound if size is None else size
     if not _validation.is_concrete(indices):
         indices = guard_indices(request, indices)
-        form = _Form(nse, assume_canonical or None)
-        sum_indices, sum_values, nnz = _sum(form, (request.space_of(indices), indices), values, limit)
+        operands, joined = request.join(indices)
+        pattern = request.space_of(indices), operands
+        sum_indices, sum_values, nnz = _sum(Form.of(request, nse, joined), pattern, values, limit)
         return SparseAddOutput(guard_nse(sum_indices, nnz, nse, bound), sum_values, shape)
     if _validation.is_concrete(values, limit):
 
-        def add(space: Space, indices: Any, values: Any, nse: int, canonical: bool | None) -> tuple[jax.Array, ...]:
-            return _sum(_Form(nse, canonical), (space, indices), values, limit)
+        def add(form: Form, space: Space, operands: Any, values: Any) -> tuple[jax.Array, ...]:
+            return _sum(form, (space, operands), values, limit)
 
         fitted = _validation.call_concretely(lambda: add_in_buckets(add, request, indices, values))
         return SparseAddOutput(*fitted, shape)
@@ -150,26 +152,19 @@ def sparse_add(
     return SparseAddOutput(guard_nse(plan.indices, plan.nnz, nse, bound), _add_planned(plan, values), shape)
 
 
-class _Form(NamedTuple):
-    """What is static in a sum of two tensors: not the shape, for which nothing should be compiled."""
-
-    nse: int
-    canonical: bool | None  # None: not known
-
-
 @partial(jax.jit, static_argnums=0)
-def _sum(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[jax.Array, ...]:
+def _sum(form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[jax.Array, ...]:
     # A backward rule must return cotangents that vary over the mesh as its arguments do: so these all do alike.
     return _sparse_add(form, *vary_alike((pattern, values, limit)))
 
 
 def _add_planned(plan: SparseAddPlan, values: tuple[jax.Array, ...]) -> jax.Array:
     # Indices are left out: that they have no cotangent is an array of no type for JAX, which it compiles by length.
-    return _sparse_add(_Form(plan.nse, None), *vary_alike((plan, values, None)))[1]
+    return _sparse_add(Form(plan.nse, canonical=None), *vary_alike((plan, values, None)))[1]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sparse_add(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[Any, jax.Array, Any]:
+def _sparse_add(form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[Any, jax.Array, Any]:
     """The indices, values and true number of entries of the sum; values alone if the pattern is a plan.
 
     Args:
@@ -182,7 +177,7 @@ def _sparse_add(form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit:
 
 
 def _sparse_add_fwd(
-    form: _Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any
+    form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any
 ) -> tuple[tuple[Any, jax.Array, Any], Union]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
     if isinstance(pattern, SparseAddPlan):
@@ -196,10 +191,10 @@ def _sparse_add_fwd(
         return (indices, add_values(union, values), union.nnz), _union.with_orders(union)
 
     nse = form.nse if limit is None else sum(rows.shape[0] for rows in operands)
-    return _union.unite(operands, space, nse, form.canonical, add)
+    return _union.unite(operands, space, nse, form.canonical, add, form.joined)
 
 
-def _sparse_add_bwd(_form: _Form, union: Union, cotangents: tuple[Any, ...]) -> tuple[None, Any, None]:
+def _sparse_add_bwd(_form: Form, union: Union, cotangents: tuple[Any, ...]) -> tuple[None, Any, None]:
     _, cotangent, _ = cotangents
     if cotangent.dtype == jax.dtypes.float0:  # integer values
         return None, None, None

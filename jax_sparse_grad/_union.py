@@ -22,14 +22,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jax_sparse_grad import _keys
-from jax_sparse_grad._buckets import resize
+from jax_sparse_grad._buckets import concatenate, resize
 from jax_sparse_grad._keys import Space
 from jax_sparse_grad._merge import count_before, merge, positions_of, select_rows, sources_of
 from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, materialise, scatter, vary_alike
 
 T = TypeVar("T")
 
-MOST_IN_TREE = 4  # operands that a tree of merges unites faster than one sort of them all
+MOST_IN_TREE = 6  # operands that a tree of merges unites faster than one sort of them all, if they are in order
+SORTED_BELOW = 2048  # entries that are sorted in the time that one more merge takes, however short
 
 
 class Placement(NamedTuple):
@@ -76,8 +77,11 @@ def unite(
     nse: int,
     canonical: bool | None,
     then: Callable[[jax.Array, Union], T],
+    joined: tuple[int, ...] | None = None,
 ) -> T:
     """`then(indices, union)` of the sorted, padded union of index rows in `nse` slots, and the tree that leads to it.
+
+    The only operand may be several that `join` has put together; `joined` are their sizes.
 
     `canonical` says whether all operands are sorted, unique and padded only at the end; None: find out at run time.
     Then `then` stands in both branches of the conditional on that, and knows statically which of them it is in
@@ -85,16 +89,13 @@ def unite(
     the conditional, and for operands in order nothing is written that only others need. Its results must have the same
     structure in both branches; `with_orders` sees to this for the union.
     """
-    if is_better_joined([rows.shape[0] for rows in operands]):
-        children: tuple[Union | Joined | None, ...] = (Joined(tuple(rows.shape[0] for rows in operands)),)
-        lists: tuple[jax.Array, ...] = (jnp.concatenate(operands),)
-        canonical = False
-    else:
-        half = (len(operands) + 1) // 2
-        parts = [part for part in (operands[:half], operands[half:]) if part]
-        subtrees = [_subtree(part, space, canonical) for part in parts]
-        lists = tuple(rows for rows, _ in subtrees)
-        children = tuple(union for _, union in subtrees)
+    half = (len(operands) + 1) // 2
+    parts = [part for part in (operands[:half], operands[half:]) if part]
+    subtrees = [_subtree(part, space, canonical) for part in parts]
+    lists = tuple(rows for rows, _ in subtrees)
+    children: tuple[Union | Joined | None, ...] = tuple(union for _, union in subtrees)
+    if joined is not None:
+        children = (Joined(joined),)
 
     def unite_canonical(lists: tuple[jax.Array, ...]) -> T:
         indices, nnz, placements = _merge_lists(lists, space, nse)
@@ -115,9 +116,18 @@ def unite(
     return if_all(in_order, unite_canonical, unite_any, lists)
 
 
-def is_better_joined(sizes: Sequence[int]) -> bool:
-    """Whether operands of these sizes are better sorted together than merged by a tree."""
-    return len(sizes) > MOST_IN_TREE
+def join(operands: tuple[jax.Array, ...], promised: bool) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
+    """The operands `[*batch, n, ndims]`, or one list of them all and their sizes if it is better to sort that.
+
+    A merge costs a fixed number of kernels, and seconds of compilation, however short the lists. Sorting takes its time
+    for each entry, whatever the number of operands. If it is promised that all are in order, few of them are merged.
+    """
+    sizes = tuple(rows.shape[-2] for rows in operands)
+    short = not promised and sum(sizes) <= SORTED_BELOW * (len(sizes) - 1)
+    alike = len({rows.shape[:-2] for rows in operands}) == 1
+    if len(sizes) == 1 or not alike or not (short or len(sizes) > MOST_IN_TREE):
+        return operands, None
+    return (concatenate(operands, operands[0].ndim - 2),), sizes
 
 
 def with_orders(union: Union) -> Union:

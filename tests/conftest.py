@@ -23,11 +23,24 @@ import jax
 import numpy as np
 import pytest
 
+from jax_sparse_grad import _union
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilation makes the first run of a property slow; the draw itself must not vary from one machine to the next.
 hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("jax")
+
+
+# The operands of tests are so short that users' would be sorted together: merges would never be tested.
+SORTED_BELOW, _union.SORTED_BELOW = _union.SORTED_BELOW, 0
+
+
+@pytest.fixture(params=["merged", "sorted"])
+def method(request, monkeypatch):
+    """How short operands are united: as long ones are, or as users have it."""
+    if request.param == "sorted":
+        monkeypatch.setattr(_union, "SORTED_BELOW", SORTED_BELOW)
 
 
 @pytest.fixture

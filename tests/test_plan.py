@@ -17,6 +17,7 @@ def dense_sum(pairs, shape=SHAPE):
     return sum(to_dense(indices, values, shape) for indices, values in pairs)
 
 
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("form", [{}, FORM], ids=["canonical", "disordered"])
 def test_values_of_any_number_of_operands_add_up(rng, count, form):
@@ -29,6 +30,7 @@ def test_values_of_any_number_of_operands_add_up(rng, count, form):
     np.testing.assert_array_equal(to_dense(plan.indices, values, SHAPE), dense_sum(pairs))
 
 
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("form", [{}, FORM], ids=["canonical", "disordered"])
 def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
     pairs = [random_coo(rng, SHAPE, 7, **form) for _ in range(5)]
@@ -59,6 +61,7 @@ def test_hybrid_values_of_different_dtypes(rng):
     np.testing.assert_array_equal(to_dense(plan.indices, values, SHAPE), dense_sum([(a, x), (b, y)]))
 
 
+@pytest.mark.usefixtures("method")
 def test_stored_number_of_entries(rng):
     a, _ = random_coo(rng, SHAPE, 7, **FORM)
     b, _ = random_coo(rng, SHAPE, 7, **FORM)
@@ -101,6 +104,7 @@ def test_overflow_poisons_every_value(rng, dtype, fill):
     np.testing.assert_array_equal(np.asarray(values).astype(np.complex64), np.full(3, fill, np.complex64))
 
 
+@pytest.mark.usefixtures("method")
 def test_overflow_poisons_derivatives(rng):
     a, x = random_coo(rng, SHAPE, 7)
     plan = jax.jit(lambda a: jsg.plan_sparse_add(a, shape=SHAPE, nse=3))(a)

@@ -30,6 +30,7 @@ def check_sum(output, a, x, b, y, shape):
     assert output.sum_shape == shape
 
 
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_sum_on_the_union_pattern(rng, form, jit):
@@ -165,6 +166,7 @@ def test_value_dtypes_promote_and_each_gradient_has_its_own(rng, a_dtype, b_dtyp
             assert gradient.dtype == jax.dtypes.float0
 
 
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("form", FORMS)
 def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
     a, x = random_coo(rng, SHAPE, 9, dense=(2,), **FORMS[form])
@@ -184,6 +186,7 @@ def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
         np.testing.assert_array_equal(gradient, at_rows(table, indices, SHAPE))
 
 
+@pytest.mark.usefixtures("method")
 def test_padded_output_is_valid_input(rng):
     tensors = [random_coo(rng, SHAPE, 6) for _ in range(4)]
 
@@ -293,6 +296,7 @@ class TestThreshold:
         assert np.all(np.isnan(jax.jit(lambda x: add(3, x))(self.x).sum_values))
 
 
+@pytest.mark.usefixtures("method")
 def test_overflow_poisons_values_and_gradients_under_jit(rng):
     a, x = random_coo(rng, SHAPE, 9)
     b, y = random_coo(rng, SHAPE, 9)

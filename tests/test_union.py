@@ -100,11 +100,34 @@ def test_many_operands_in_one_list(rng, form):
     count = _union.MOST_IN_TREE + 1
     rows = operands(rng, SMALL, form, [7] * count)
     expected = union_indices(*rows, shape=SMALL)
-    indices, union = unite(rows, SMALL, count * LENGTH)
+    joined, sizes = _union.join(tuple(rows), promised=False)
+    assert sizes == (LENGTH,) * count
+    space = _keys.space_of(SMALL, np.int32)
+    indices, union = jax.jit(
+        lambda *lists: _union.unite(lists, space, count * LENGTH, False, lambda *result: result, sizes)
+    )(*joined)
     np.testing.assert_array_equal(indices[: len(expected)], expected)
     assert int(union.nnz) == len(expected)
-    assert _union.entry_counts(union) == ((LENGTH,) * count,)
+    assert _union.entry_counts(union) == (sizes,)
     check_placement(union.placements[0], np.concatenate(rows), np.asarray(indices), SMALL)
+
+
+def test_operands_are_joined_if_they_are_many_or_short(monkeypatch):
+    monkeypatch.setattr(_union, "SORTED_BELOW", 2048)
+
+    def sizes(count, length, promised=False, batch=()):
+        operands = tuple(np.zeros((*batch, length, 2), np.int32) for _ in range(count))
+        return _union.join(operands, promised)[1]
+
+    assert sizes(2, _union.SORTED_BELOW // 2) == (_union.SORTED_BELOW // 2,) * 2
+    assert sizes(2, _union.SORTED_BELOW // 2, batch=(3,)) == (_union.SORTED_BELOW // 2,) * 2
+    assert sizes(2, _union.SORTED_BELOW) is None
+    assert sizes(2, 1, promised=True) is None
+    assert sizes(_union.MOST_IN_TREE, 10**4) is None
+    assert sizes(_union.MOST_IN_TREE + 1, 10**4, promised=True) is not None
+    assert sizes(1, 1) is None
+    other = np.zeros((3, 5, 2), np.int32), np.zeros((1, 5, 2), np.int32)
+    assert _union.join(other, False) == (other, None)
 
 
 @pytest.mark.parametrize("form", FORMS)

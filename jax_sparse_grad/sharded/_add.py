@@ -14,7 +14,7 @@ from jax import lax
 from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import poison_unless
-from jax_sparse_grad._plan import unite_and_add
+from jax_sparse_grad._plan import Form, unite_and_add
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded
@@ -160,7 +160,7 @@ def _sum(
     def add_shard(row_starts: tuple[jax.Array, ...], operands: tuple[tuple[jax.Array, ...], ...]) -> Any:
         indices, values = operands
         space = space_of(layout.shape, indices[0].dtype)
-        rows, total, nnz = unite_and_add(space, indices, values, capacity, canonical)
+        rows, total, nnz = unite_and_add(Form(capacity, canonical), space, indices, values)
         if not canonical:
             total = poison_unless(is_sound(layout, row_starts, indices), total)
         return rows, total, nnz[None]
