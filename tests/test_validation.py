@@ -32,7 +32,7 @@ ADD_FAULTS = [
     ({"a_indices": [0, 1]}, ValueError, "`a_indices` must be a matrix [nnz, ndims], got shape (2,)"),
     ({"b_indices": [[0]]}, ValueError, "`b_indices` must have as many columns (ndims) as `a_indices`; got 1 and 2"),
     ({"a_indices": "abc"}, TypeError, "`a_indices` must be an array, got str"),
-    ({"a_indices": None}, TypeError, "`a_indices` must be an array, got NoneType"),
+    ({"a_indices": None}, TypeError, "`a_indices` must be an array, got None"),
     ({"a_shape": (3,), "b_shape": (3,)}, ValueError, "`a_shape` must have as many sizes as `a_indices` has columns"),
     ({"b_shape": (3, 3)}, ValueError, "`b_shape` must equal `a_shape`; got (3, 3) and (3, 4)"),
     ({"a_shape": (3, -4), "b_shape": (3, -4)}, ValueError, "`a_shape` must not have negative sizes, got (3, -4)"),
@@ -176,7 +176,7 @@ def test_plan_sparse_add_names_the_fault(indices, keywords, error, message):
         ([[1.0]], ValueError, "`values` must be given for each of the 2 operands of the plan, got 1"),
         ([[1.0], [1.0]], ValueError, "`values[1]` must have one row for each row of `indices[1]`; got 1 and 2"),
         ([[1.0], [[1.0], [2.0]]], ValueError, "`values[1]` must have the same dense dimensions as `values[0]`"),
-        ([[1.0], ["x", "y"]], TypeError, "`values[1]` must be an array, got list"),
+        ([[1.0], ["x", "y"]], TypeError, "`values[1][...]` must be an array, got str"),
     ],
 )
 def test_a_plan_names_the_fault_of_its_values(values, error, message):
