@@ -5,7 +5,6 @@ import contextlib
 import functools
 import itertools
 import math
-import numbers
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jax.experimental.sparse import JAXSparse
 
 T = TypeVar("T")
 
@@ -76,7 +74,7 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     if isinstance(shape, Iterator):
         shape = tuple(shape)
     expected = f"`{name}` must be a sequence of ints"
-    if isinstance(shape, numbers.Integral):
+    if isinstance(shape, int | np.integer):
         raise TypeError(f"{expected}, got {shape!r}; one dimension is written ({shape},)")
     if hasattr(shape, "sum_shape"):
         raise TypeError(f"{expected}, got {type(shape).__name__}; pass its shape, `x.sum_shape`")
@@ -270,10 +268,6 @@ def _kinds(nested: Iterable[Any]) -> set[type]:
 _LISTS = {list, tuple}
 
 
-def _is_sparse(array: Any) -> bool:
-    return isinstance(array, JAXSparse) or hasattr(array, "tocoo") or hasattr(array, "row_starts")
-
-
 def _check_not_sparse(name: str, array: Any, part: str) -> None:
     """The array is not a sparse container, which numpy and JAX would read element by element.
 
@@ -291,7 +285,7 @@ def _check_not_sparse(name: str, array: Any, part: str) -> None:
     elif kind in ("BCOO", "BCSR"):
         rows = "`x.indices`" if kind == "BCOO" else "`x.to_bcoo().indices`"
         parts = "`x.data`, or add it by `jsg.add`", rows
-    elif isinstance(array, JAXSparse):
+    elif hasattr(array, "nse") and hasattr(array, "todense"):  # JAX's own
         parts = "`x.data`", "those of a BCOO, `BCOO.fromdense(x.todense()).indices`"
     elif hasattr(array, "tocoo"):  # SciPy
         parts = "`x.tocoo().data`", "`np.stack(x.tocoo().coords, axis=1)`"
@@ -316,7 +310,7 @@ def _canonical(dtype: np.dtype) -> np.dtype:
 def _check_fits(name: str, given: np.ndarray) -> None:
     """No integer changes where JAX has no wider dtype for it."""
     dtype = _canonical(given.dtype)
-    if given.dtype == object and all(isinstance(number, numbers.Integral) for number in given.flat):
+    if given.dtype == object and all(isinstance(number, int | np.integer) for number in given.flat):
         dtype = _canonical(np.dtype(np.int64))  # Python's, some of which numpy has no dtype for
     elif given.dtype == dtype or not jnp.issubdtype(dtype, jnp.integer):
         return
@@ -572,8 +566,10 @@ def as_thresh(thresh: Any) -> jax.Array:
 
 def _read_thresh(thresh: Any) -> np.ndarray:
     expected = "`thresh` must be a real number"
-    if _is_sparse(thresh):
-        raise TypeError(f"{expected}, got {type(thresh).__name__}")
+    if type(thresh) in _LISTS:
+        thresh = _read_list("thresh", thresh, "data")
+    if not isinstance(thresh, np.generic | float | complex | bool) and not hasattr(thresh, "__array__"):
+        raise TypeError(f"{expected}, got {_shown(thresh)}")  # numpy would read a container element by element
     try:
         with _own_transfers():
             host = np.asarray(thresh)
