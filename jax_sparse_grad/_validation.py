@@ -2,13 +2,17 @@
 
 import concurrent.futures
 import contextlib
+import functools
+import itertools
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 T = TypeVar("T")
 
@@ -33,17 +37,30 @@ def call_concretely(function: Callable[[], T]) -> T:
     meanwhile one operation at a time, and compile each of them; in another thread there is no trace.
     """
     if not isinstance(_probe(), jax.core.Tracer):
-        with jax.disable_jit(False):  # what was made for compiled calls takes numpy arrays too
+        with jax.disable_jit(False), _own_transfers():  # what was made for compiled calls takes numpy arrays too
             return function()
-    wide = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
+    wide = _canonical(np.dtype(np.int64)) == np.int64
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
 
     def call() -> T:
-        with jax.enable_x64(wide), jax.default_device(device):
+        with jax.enable_x64(wide), jax.default_device(device), _own_transfers():
             return function()
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
+
+
+@contextlib.contextmanager
+def _own_transfers() -> Iterator[None]:
+    """A context in which data may go through numpy even under `jax.transfer_guard("disallow")`.
+
+    That is to catch transfers that the user did not mean; "disallow_explicit" bars all, and these too.
+    """
+    with contextlib.ExitStack() as stack:
+        for direction in ("host_to_device", "device_to_host", "device_to_device"):
+            if getattr(jax.config, f"jax_transfer_guard_{direction}") == "disallow":
+                stack.enter_context(getattr(jax, f"transfer_guard_{direction}")("allow"))
+        yield
 
 
 def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]:
@@ -53,41 +70,82 @@ def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]
 
 def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     """A dense shape as a tuple of ints."""
+    shape = unwrap(shape)
+    if isinstance(shape, Iterator):
+        shape = tuple(shape)
+    expected = f"`{name}` must be a sequence of ints"
+    if isinstance(shape, int | np.integer):
+        raise TypeError(f"{expected}, got {shape!r}; one dimension is written ({shape},)")
+    if hasattr(shape, "sum_shape"):
+        raise TypeError(f"{expected}, got {type(shape).__name__}; pass its shape, `x.sum_shape`")
+    if hasattr(shape, "shape") and not isinstance(shape, jax.Array | np.ndarray):
+        raise TypeError(f"{expected}, got {type(shape).__name__}; pass its shape, `x.shape`")
     if not is_concrete(shape):
         raise TypeError(
             f"`{name}` must be known while tracing, got a traced array; pass a tuple of ints, "
             "or mark it static (`jax.jit(..., static_argnames=...)`)"
         )
     if isinstance(shape, jax.Array):
-        shape = np.asarray(shape)  # inside `jit`, its elements would be tracers
+        with _own_transfers():
+            shape = np.asarray(shape)  # inside `jit`, its elements would be tracers
+    if isinstance(shape, np.ndarray) and shape.ndim == 0:
+        raise TypeError(f"{expected}, got the scalar {shape}; one dimension is written ({shape},)")
+    ordered = isinstance(shape, Iterable) and not isinstance(shape, str | bytes | Mapping | set | frozenset)
+    listed: list[Any] = list(shape) if ordered else [None]
+    sizes = tuple(_as_int(size) for size in listed)
+    if None in sizes:
+        hint = ""
+        if any(export.is_symbolic_dim(size) for size in listed):
+            hint = f"; {_SYMBOLIC}"
+        elif all(isinstance(size, float | np.number) for size in listed):
+            hint = f"; convert it by `tuple(map(int, {name}))`"
+        raise TypeError(f"{expected}, got {_shown(shape)}{hint}")
+    known = tuple(size for size in sizes if size is not None)
+    if any(size < 0 for size in known):
+        raise ValueError(f"`{name}` must not have negative sizes, got {known}")
+    return known
+
+
+_SYMBOLIC = "sparse sums need static sizes: export the function for each, or for the largest, and pad to that"
+
+
+def _as_int(number: Any) -> int | None:
+    """What Python takes as an index, as an int; None if it is not one."""
+    if isinstance(number, bool) or export.is_symbolic_dim(number):
+        return None
     try:
-        sizes = tuple(operator.index(size) for size in shape)
+        return operator.index(number)
     except TypeError:
-        raise TypeError(f"`{name}` must be a sequence of ints, got {shape!r}") from None
-    if any(size < 0 for size in sizes):
-        raise ValueError(f"`{name}` must not have negative sizes, got {sizes}")
-    return sizes
+        return None
+
+
+def _shown(argument: Any) -> str:
+    """An argument as messages show it: as it is written, or by its type if that is long."""
+    written = repr(argument)
+    return written if len(written) < 100 and "\n" not in written else type(argument).__name__
 
 
 def as_nse(nse: Any, name: str = "nse") -> int | None:
     """The number of stored entries to make room for, or None."""
+    expected = f"`{name}` must be an int or None"
+    if export.is_symbolic_dim(nse):
+        raise TypeError(f"{expected}, got {nse}; {_SYMBOLIC}")
+    nse = unwrap(nse)
     if nse is None:
         return None
-    if not is_concrete(nse):
+    if isinstance(nse, jax.core.Tracer):
         raise TypeError(f"`{name}` must be known while tracing, got a traced array; pass an int or mark it static")
-    try:
-        size = operator.index(nse)
-    except TypeError:
-        size = None
-    if size is None or isinstance(nse, bool):
-        raise TypeError(f"`{name}` must be an int or None, got {nse!r}")
+    size = _as_int(nse)
+    if size is None:
+        hint = f"; convert it by `int({name})`" if isinstance(nse, float | np.floating) else ""
+        raise TypeError(f"{expected}, got {_shown(nse)}{hint}")
     if not 0 <= size <= MOST_ENTRIES:
         raise ValueError(f"`{name}` must not be negative, nor exceed {MOST_ENTRIES}; got {size}")
     return size
 
 
 def as_capacity(capacity: Any) -> int | None:
-    """The number of entries to make room for in each shard, or None; a shard without room is none."""
+    """The number of entries to make room for in each shard, at least one; or None."""
     size = as_nse(capacity, "capacity")
     if size == 0:
         raise ValueError("`capacity` must be positive, got 0")
@@ -96,65 +154,225 @@ def as_capacity(capacity: Any) -> int | None:
 
 def as_flag(name: str, flag: Any) -> bool:
     """A static bool."""
+    if isinstance(flag, jax.core.Tracer):
+        raise TypeError(f"`{name}` must be a Python bool, got a traced array; mark it static")
     if not isinstance(flag, bool | np.bool_):
         raise TypeError(f"`{name}` must be a Python bool, got {flag!r}")
     return bool(flag)
 
 
-def as_array(name: str, array: Any) -> jax.Array:
-    """Anything array-like as a JAX array, concrete inside `jit` too if it was, with no integer changed on the way."""
+def unwrap(array: Any) -> Any:
+    """What is in a wrapper with `__jax_array__`, such as `flax.nnx.Param`; anything else as it is."""
+    while not isinstance(array, jax.Array) and hasattr(type(array), "__jax_array__"):
+        array = array.__jax_array__()
+    return array
+
+
+def as_array(
+    name: str, array: Any, check: Callable[[str, np.dtype], None] | None = None, part: str = "data"
+) -> jax.Array:
+    """Anything array-like as a JAX array of a dtype that JAX has, if `check(name, dtype)` does not object to it.
+
+    It is concrete inside `jit` too if it was, no integer is changed on the way, and no memory is shared with the
+    caller, who may write to it. `part` says which part of a container stands for it in messages, data or indices.
+    """
+    array = unwrap(array)
+    if not isinstance(array, jax.Array):
+        array = _read(name, array, part)
+    if check is not None:
+        check(name, array.dtype)
+    dtype = _canonical(array.dtype)
     if isinstance(array, jax.Array):
-        return array
+        return array if array.dtype == dtype else _narrow(name, array, dtype)
+    _check_fits(name, array)
     try:
         with evaluate_if_concrete(array):
-            # `device_put` compiles nothing, `jnp.asarray` a copy for each new shape.
-            converted = jax.device_put(array) if isinstance(array, np.ndarray) else jnp.asarray(array)
+            # JAX keeps aligned memory instead of copying it. `device_put` compiles nothing, `jnp.asarray` a copy for
+            # each new shape.
+            return jax.device_put(np.array(array, dtype))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be an array, got {type(array).__name__}") from error
-    if is_concrete(array):
-        _check_fits(name, np.asarray(array), converted.dtype)
-    return converted
+        raise TypeError(f"`{name}` must have a dtype that JAX has, got {array.dtype}") from error
 
 
-def _check_fits(name: str, given: np.ndarray, dtype: np.dtype) -> None:
-    """No integer changes where JAX has no wider dtype for it."""
-    if not jnp.issubdtype(dtype, jnp.integer) or given.size == 0:
+def _narrow(name: str, array: jax.Array, dtype: np.dtype) -> jax.Array:
+    """An array of 64-bit numbers that was made while `jax_enable_x64` was on, and is used while it is off."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        if not is_concrete(array):
+            raise TypeError(
+                f"`{name}` must not be traced as {array.dtype} while `jax_enable_x64` is off, since {dtype} might not "
+                "hold its values; set `jax_enable_x64`, or cast them before tracing"
+            )
+        with _own_transfers():
+            _check_fits(name, np.asarray(array))
+    with evaluate_if_concrete(array):
+        return jax.lax.convert_element_type(array, dtype)
+
+
+def _read(name: str, array: Any, part: str) -> jax.Array | np.ndarray:
+    """Anything array-like but JAX's own as an array, which may share its memory."""
+    expected, kind = f"`{name}` must be an array", type(array).__name__
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{expected} without a mask, got {kind}; fill what is masked by `x.filled(0)`")
+    if isinstance(array, np.ndarray | np.generic):
+        return np.asarray(array)
+    if array is None:
+        raise TypeError(f"{expected}, got None")
+    _check_not_sparse(name, array, part)
+    if isinstance(array, list | tuple | range):
+        return _read_list(name, array, part)
+    if isinstance(array, bool | int | float | complex):
+        _check_fits(name, np.asarray(array))
+        with evaluate_if_concrete(array), _own_transfers():
+            return jnp.asarray(array)  # promotes as a Python scalar does
+    if isinstance(array, bytes | bytearray):
+        raise TypeError(f"{expected}, got {kind}; `np.frombuffer` reads it")
+    if not hasattr(array, "__array__"):
+        try:
+            array = memoryview(array)
+        except TypeError:
+            raise TypeError(f"{expected}, got {kind}") from None
+    try:
+        return np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{expected}, got {kind}, which numpy cannot read: {error}") from error
+
+
+def _read_list(name: str, nested: Any, part: str) -> jax.Array | np.ndarray:
+    """Lists of lists of numbers and arrays, tracers among them, as an array."""
+    kinds = _kinds(nested)
+    of_python = kinds <= {bool, int, float, complex}
+    of_numpy = all(issubclass(kind, np.ndarray | np.generic) for kind in kinds)
+    rows: Any = nested
+    if not (of_python or of_numpy):
+        leaves, treedef = jax.tree.flatten(nested, is_leaf=lambda each: type(each) not in _LISTS)
+        rows = jax.tree.unflatten(treedef, [as_array(f"{name}[...]", leaf, part=part) for leaf in leaves])
+    try:
+        if of_python or of_numpy:
+            host = np.asarray(nested)
+        else:
+            with evaluate_if_concrete(rows), _own_transfers():
+                return jnp.asarray(rows)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be an array, got a {type(nested).__name__} of unequal lengths") from error
+    return as_host_array(name, host)
+
+
+def _kinds(nested: Iterable[Any]) -> set[type]:
+    """The types of what is in lists of lists."""
+    kinds = set(map(type, nested))
+    if kinds & _LISTS:
+        kinds |= _kinds(list(itertools.chain.from_iterable(each for each in nested if type(each) in _LISTS)))
+    return kinds - _LISTS
+
+
+_LISTS = {list, tuple}
+
+
+def _check_not_sparse(name: str, array: Any, part: str) -> None:
+    """The array is not a sparse container, which numpy and JAX would read element by element.
+
+    Those of other libraries are told by their attributes.
+    """
+    kind = type(array).__name__
+    if hasattr(array, "sum_values"):
+        parts = "`x.sum_values`", "`x.sum_indices`"
+    elif hasattr(array, "a_val_grad"):
+        parts = "`x.a_val_grad` or `x.b_val_grad`", "those of the operand"
+    elif hasattr(array, "union") and callable(array):  # a plan
+        parts = "those it makes, `plan(*values)`", "`plan.indices`"
+    elif hasattr(array, "row_starts"):
+        parts = "`x.data`, or add it by `jsg.sharded.add`", "`x.indices`"
+    elif kind in ("BCOO", "BCSR"):
+        rows = "`x.indices`" if kind == "BCOO" else "`x.to_bcoo().indices`"
+        parts = "`x.data`, or add it by `jsg.add`", rows
+    elif hasattr(array, "nse") and hasattr(array, "todense"):  # JAX's own
+        parts = "`x.data`", "those of a BCOO, `BCOO.fromdense(x.todense()).indices`"
+    elif hasattr(array, "tocoo"):  # SciPy
+        parts = "`x.tocoo().data`", "`np.stack(x.tocoo().coords, axis=1)`"
+    elif hasattr(array, "coords") and hasattr(array, "todense"):  # the package `sparse`
+        parts = "`x.data`", "`x.coords.T`"
+    elif hasattr(array, "dense_shape"):  # TensorFlow
+        parts = "`x.values`", "`x.indices[:, None]`" if kind == "IndexedSlices" else "`x.indices`"
+    elif str(getattr(array, "layout", "")).startswith("torch.sparse"):
+        parts = "`x.coalesce().values()`", "`x.coalesce().indices().T`"
+    else:
         return
-    limits = np.iinfo(dtype)
-    if given.min() < limits.min or given.max() > limits.max:
-        raise ValueError(
-            f"`{name}` must fit {dtype}, got values from {given.min()} to {given.max()}; "
-            "set `jax_enable_x64` to use 64-bit integers"
-        )
+    which, instead = ("values", parts[0]) if part == "data" else ("indices", parts[1])
+    raise TypeError(f"`{name}` must be an array, got {kind}; pass its {which}, {instead}")
+
+
+def _canonical(dtype: np.dtype) -> np.dtype:
+    """The dtype that JAX has for one of numpy."""
+    native = dtype if dtype.isnative else dtype.newbyteorder("=")
+    return np.dtype(jax.dtypes.canonicalize_dtype(native))
+
+
+def _check_fits(name: str, given: np.ndarray) -> None:
+    """No integer changes where JAX has no wider dtype for it."""
+    dtype = _canonical(given.dtype)
+    if given.dtype == object and all(isinstance(number, int | np.integer) for number in given.flat):
+        dtype = _canonical(np.dtype(np.int64))  # Python's, some of which numpy has no dtype for
+    elif given.dtype == dtype or not jnp.issubdtype(dtype, jnp.integer):
+        return
+    limits = jnp.iinfo(dtype)
+    if given.size and (given.min() < limits.min or given.max() > limits.max):
+        too_wide = given.dtype == object
+        remedy = "JAX has no wider integers" if too_wide else "set `jax_enable_x64` to use 64-bit integers"
+        got = f"values from {given.min()} to {given.max()}" if given.size > 1 else given.item()
+        raise ValueError(f"`{name}` must fit {dtype}, got {got}; {remedy}")
 
 
 def as_host_array(name: str, array: Any) -> np.ndarray:
     """A concrete array as one of numpy, in the dtype that JAX has for it, with no integer changed on the way."""
     host = np.asarray(array)
-    dtype = jax.dtypes.canonicalize_dtype(host.dtype)
-    _check_fits(name, host, dtype)
-    return host.astype(dtype, copy=False)
+    _check_fits(name, host)
+    return host.astype(_canonical(host.dtype), copy=False)
 
 
 def as_integers(name: str, integers: Any) -> jax.Array:
-    """An array of an integer dtype."""
-    dtype = getattr(integers, "dtype", None)
+    """An array of an integer dtype and of static shape."""
+    if isinstance(integers, list | tuple) and not integers:
+        raise TypeError(
+            f"`{name}` must have an integer dtype, got an empty list; pass `np.zeros((0, ndims), np.int32)`"
+        )
+    array = as_array(name, integers, _check_integer, "indices")
+    if any(map(export.is_symbolic_dim, array.shape)):
+        raise TypeError(f"`{name}` must have a static shape, got {array.shape}; {_SYMBOLIC}")
+    return array
+
+
+def _check_integer(name: str, dtype: np.dtype) -> None:
     if dtype == jax.dtypes.float0:
         raise TypeError(
             f"`{name}` must have an integer dtype, got float0, which stands for no gradient; "
             "take the indices that the gradient is for"
         )
-    array = as_array(name, integers)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"`{name}` must have an integer dtype, got {array.dtype}")
-    return array
+    if jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits > 1:
+        return
+    hint = ""
+    if dtype == np.bool_:
+        hint = "; a mask becomes indices by `np.argwhere(mask)`"
+    elif jnp.issubdtype(dtype, jnp.floating):
+        hint = f"; if these are the indices, not the values, cast them by `{name}.astype(int)`"
+    elif jnp.issubdtype(dtype, jnp.integer):
+        hint = "; cast it to a wider one"
+    raise TypeError(f"`{name}` must have an integer dtype, got {_name_of(dtype)}{hint}")
+
+
+def _name_of(dtype: np.dtype) -> str:
+    return "float0, which stands for no gradient" if dtype == jax.dtypes.float0 else str(dtype)
 
 
 def as_indices(name: str, indices: Any) -> jax.Array:
     """Indices `[nnz, ndims]` of an integer dtype."""
     array = as_integers(name, indices)
     if array.ndim != 2:
-        raise ValueError(f"`{name}` must be a matrix [nnz, ndims], got shape {array.shape}")
+        hint = ""
+        if array.ndim == 1:
+            hint = f"; those of a vector become one by `{name}[:, None]`"
+        elif array.ndim > 2:
+            hint = "; a batch is added under `jax.vmap`, or by `jsg.add`"
+        raise ValueError(f"`{name}` must be a matrix [nnz, ndims], got shape {array.shape}{hint}")
     return array
 
 
@@ -173,16 +391,50 @@ def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: i
             raise ValueError(
                 f"`{name}` must have as many columns (ndims) as `{names[0]}`; "
                 f"got {array.shape[-1]} and {arrays[0].shape[-1]}"
+                + (_TRANSPOSED if len({each.shape[-2] for each in arrays}) == 1 else "")
             )
+    check_devices(names, arrays)
     total = sum(array.shape[-2] for array in arrays) // shards
     if total > MOST_ENTRIES:
         where = " on each device" if shards > 1 else ""
         raise ValueError(f"`{'`, `'.join(names)}` must have at most {MOST_ENTRIES} rows together{where}, got {total}")
-    dtype = jnp.result_type(*arrays)
+    dtype = _common_dtype(names, arrays, "integer dtype")
     if not jnp.issubdtype(dtype, jnp.integer):
-        dtypes = ", ".join(str(array.dtype) for array in arrays)
-        raise TypeError(f"`{'`, `'.join(names)}` must have a common integer dtype, got {dtypes}; cast one of them")
+        raise _no_common_dtype(names, arrays, "integer dtype")
     return tuple(_cast(array, dtype) for array in arrays)
+
+
+_TRANSPOSED = "; if these are [ndims, nnz], pass their transposes (`.T`)"
+
+
+def _common_dtype(names: Sequence[str], arrays: Sequence[jax.Array], kind: str) -> np.dtype:
+    """The dtype to which arrays promote as in `jnp`, by the promotion that is set."""
+    try:
+        return np.dtype(jnp.result_type(*arrays))
+    except ValueError as error:  # strict promotion; or a dtype that is never promoted
+        raise _no_common_dtype(names, arrays, kind) from error
+
+
+def _no_common_dtype(names: Sequence[str], arrays: Sequence[jax.Array], kind: str) -> TypeError:
+    dtypes = ", ".join(str(array.dtype) for array in arrays)
+    return TypeError(f"`{'`, `'.join(names)}` must have a common {kind}, got {dtypes}; cast one of them")
+
+
+def check_devices(names: Sequence[str], arrays: Sequence[jax.Array]) -> None:
+    """Concrete arrays that were put on devices are all on the same ones."""
+    placed = [
+        (name, array)
+        for name, array in zip(names, arrays, strict=True)
+        if not isinstance(array, jax.core.Tracer) and array.committed
+    ]
+    for name, array in placed[1:]:
+        first_name, first = placed[0]
+        if array.sharding.device_set != first.sharding.device_set:
+            here, there = (sorted(map(str, each.sharding.device_set)) for each in (array, first))
+            raise ValueError(
+                f"`{name}` must be on the devices of `{first_name}`; got {', '.join(here)} and {', '.join(there)}; "
+                "move one by `jax.device_put`"
+            )
 
 
 def as_mesh(mesh: Any) -> jax.sharding.Mesh:
@@ -207,14 +459,14 @@ def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indic
     if len(shape) != indices.shape[-1]:
         raise ValueError(
             f"`{name}` must have as many sizes as `{indices_name}` has columns; "
-            f"got {shape} and {indices.shape[-1]} columns"
+            f"got {shape} and {indices.shape[-1]} columns" + (_TRANSPOSED if len(shape) == indices.shape[-2] else "")
         )
     check_sizes_fit(name, shape, indices.dtype)
 
 
 def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Indices of the dtype can name all places of a shape, and padding."""
-    largest = np.iinfo(jax.dtypes.canonicalize_dtype(dtype)).max
+    largest = int(jnp.iinfo(_canonical(dtype)).max)
     if any(size > largest for size in shape):
         remedy = "cast the indices to a wider dtype" if largest < 2**31 - 1 else "set `jax_enable_x64` and use int64"
         raise ValueError(
@@ -224,18 +476,41 @@ def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def as_numeric(name: str, values: Any) -> jax.Array:
-    """An array of numbers."""
-    array = as_array(name, values)
-    if not jnp.issubdtype(array.dtype, jnp.number):
-        raise TypeError(f"`{name}` must have a numeric dtype, got {array.dtype}")
-    return array
+    """An array of numbers, of a dtype that has all that a sum needs."""
+    return as_array(name, values, _check_numeric)
+
+
+def _check_numeric(name: str, dtype: np.dtype) -> None:
+    if dtype == np.bool_:
+        raise TypeError(f"`{name}` must have a numeric dtype, got bool; cast it, `{name}.astype(jnp.int32)` to count")
+    if not jnp.issubdtype(dtype, jnp.number):
+        raise TypeError(f"`{name}` must have a numeric dtype, got {_name_of(dtype)}")
+    lacks = _lacks(dtype)
+    if lacks:
+        raise TypeError(f"`{name}` must have a dtype {lacks}, got {dtype}; cast it to a wider one")
+
+
+@functools.cache
+def _lacks(dtype: np.dtype) -> str | None:
+    """What a numeric dtype would need to be added in, if it lacks anything."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return "of at least 2 bits" if jnp.iinfo(dtype).bits < 2 else None
+    if np.zeros((), dtype) != 0:
+        return "that has a zero, which absent entries are"
+    if not np.isnan(np.asarray(np.nan, dtype)):
+        return "that has a NaN, which marks a sum that has overflowed"
+    return None
 
 
 def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
     """Numeric values `[nnz, *dense]`."""
     array = as_numeric(name, values)
     if array.ndim == 0:
-        raise ValueError(f"`{name}` must have shape [nnz, *dense], got a scalar")
+        raise ValueError(
+            f"`{name}` must have shape [nnz, *dense], got a scalar; repeat it for each entry, `jnp.full({nnz}, ...)`"
+        )
+    if export.is_symbolic_dim(array.shape[0]):
+        raise TypeError(f"`{name}` must have a static number of rows, got shape {array.shape}; {_SYMBOLIC}")
     if array.shape[0] != nnz:
         raise ValueError(f"`{name}` must have one row for each row of `{indices_name}`; got {array.shape[0]} and {nnz}")
     return array
@@ -249,12 +524,13 @@ def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple
                 f"`{name}` must have the same dense dimensions as `{names[0]}`; "
                 f"got {array.shape[1:]} and {values[0].shape[1:]}"
             )
-    return promote_values(values)
+    check_devices(names, values)
+    return promote_values(values, names)
 
 
-def promote_values(values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def promote_values(values: Sequence[jax.Array], names: Sequence[str] = ("values",)) -> tuple[jax.Array, ...]:
     """Values promoted to one dtype as `jnp` does."""
-    dtype = jnp.result_type(*values)
+    dtype = _common_dtype(names, values, "dtype")
     return tuple(_cast(array, dtype) for array in values)
 
 
@@ -266,16 +542,61 @@ def _cast(array: jax.Array, dtype: Any) -> jax.Array:
         return array.astype(dtype)
 
 
-def as_thresh(thresh: Any) -> jax.Array | np.ndarray:
-    """A real scalar threshold, exact for every Python int that a supported dtype can reach."""
+def as_thresh(thresh: Any) -> jax.Array:
+    """A real scalar threshold, exact for every number that a supported dtype can reach; above all others, infinity."""
+    thresh = unwrap(thresh)
+    if isinstance(thresh, jax.core.Tracer):
+        _check_thresh(thresh)
+        return as_array("thresh", thresh)
     if isinstance(thresh, int) and not isinstance(thresh, bool):
-        dtype = np.min_scalar_type(thresh)
-        thresh = np.asarray(thresh, dtype) if dtype == jax.dtypes.canonicalize_dtype(dtype) else float(thresh)
-    array = thresh if isinstance(thresh, jax.Array) else np.asarray(thresh)
-    if not jnp.issubdtype(array.dtype, jnp.integer) and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"`thresh` must be a real number, got dtype {array.dtype}")
-    if array.ndim != 0:
-        raise ValueError(f"`thresh` must be a scalar, got shape {array.shape}")
-    if is_concrete(array) and np.isnan(np.asarray(array)):
-        raise ValueError("`thresh` must not be NaN")
-    return array
+        exact: Any = thresh
+    else:
+        host = _read_thresh(thresh)
+        _check_thresh(host)
+        if np.isnan(host):
+            raise ValueError("`thresh` must not be NaN")
+        if isinstance(thresh, jax.Array) and host.dtype == _canonical(host.dtype):
+            return thresh
+        # float32 has not all of the whole numbers that integers of 32 bits have.
+        whole = jnp.issubdtype(host.dtype, jnp.integer) or (2**24 < float(host) < 2**32 and float(host).is_integer())
+        exact = int(host) if whole else host
+    with evaluate_if_concrete(thresh):
+        return jax.device_put(_nearest(exact))
+
+
+def _read_thresh(thresh: Any) -> np.ndarray:
+    expected = "`thresh` must be a real number"
+    if type(thresh) in _LISTS:
+        thresh = _read_list("thresh", thresh, "data")
+    if not isinstance(thresh, np.generic | float | complex | bool) and not hasattr(thresh, "__array__"):
+        raise TypeError(f"{expected}, got {_shown(thresh)}")  # numpy would read a container element by element
+    try:
+        with _own_transfers():
+            host = np.asarray(thresh)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{expected}, got {_shown(thresh)}") from error
+    if host.dtype == object or not jnp.issubdtype(host.dtype, np.generic):
+        raise TypeError(f"{expected}, got {_shown(thresh)}")
+    return host
+
+
+def _check_thresh(thresh: Any) -> None:
+    if not jnp.issubdtype(thresh.dtype, jnp.integer) and not jnp.issubdtype(thresh.dtype, jnp.floating):
+        raise TypeError(f"`thresh` must be a real number, got dtype {_name_of(thresh.dtype)}")
+    if thresh.shape != ():
+        raise ValueError(f"`thresh` must be a scalar, got shape {thresh.shape}")
+
+
+def _nearest(number: Any) -> np.ndarray:
+    """A real number in a dtype that JAX has: exactly if there is one, else as the nearest float."""
+    if isinstance(number, int):
+        dtype = np.min_scalar_type(number)
+        if dtype.kind in "iu" and dtype == _canonical(dtype):
+            return np.asarray(number, dtype)
+        try:
+            number = np.asarray(float(number))
+        except OverflowError:
+            number = np.asarray(math.inf if number > 0 else -math.inf)
+    dtype = np.dtype(np.float64) if number.dtype == np.longdouble else number.dtype
+    with np.errstate(over="ignore"):
+        return np.array(number, _canonical(dtype))

@@ -2,10 +2,12 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import sparse
 
 import jax_sparse_grad as jsg
 
@@ -27,19 +29,74 @@ G = {
 P = {"shape": SHAPE}
 
 ADD_FAULTS = [
-    ({"a_indices": [[0.0, 1.0], [2.0, 3.0]]}, TypeError, "`a_indices` must have an integer dtype, got float32"),
-    ({"b_indices": [True, False]}, TypeError, "`b_indices` must have an integer dtype, got bool"),
-    ({"a_indices": [0, 1]}, ValueError, "`a_indices` must be a matrix [nnz, ndims], got shape (2,)"),
+    (
+        {"a_indices": [[0.0, 1.0], [2.0, 3.0]]},
+        TypeError,
+        "`a_indices` must have an integer dtype, got float32; if these are the indices, not the values, cast them by "
+        "`a_indices.astype(int)`",
+    ),
+    (
+        {"b_indices": [True, False]},
+        TypeError,
+        "`b_indices` must have an integer dtype, got bool; a mask becomes indices by `np.argwhere(mask)`",
+    ),
+    (
+        {"a_indices": [0, 1]},
+        ValueError,
+        "`a_indices` must be a matrix [nnz, ndims], got shape (2,); those of a vector become one by "
+        "`a_indices[:, None]`",
+    ),
+    ({"a_indices": []}, TypeError, "got an empty list; pass `np.zeros((0, ndims), np.int32)`"),
+    (
+        {"a_indices": np.zeros((1, 2, 2), int)},
+        ValueError,
+        "got shape (1, 2, 2); a batch is added under `jax.vmap`, or by `jsg.add`",
+    ),
+    (
+        {"a_indices": np.zeros((2, 5), int), "a_values": np.ones(5), "b_indices": np.zeros((2, 4), int)},
+        ValueError,
+        "got 4 and 5; if these are [ndims, nnz], pass their transposes (`.T`)",
+    ),
+    (
+        {"a_indices": np.zeros((2, 5), int), "b_indices": np.zeros((2, 5), int)},
+        ValueError,
+        "got (3, 4) and 5 columns; if these are [ndims, nnz], pass their transposes (`.T`)",
+    ),
     ({"b_indices": [[0]]}, ValueError, "`b_indices` must have as many columns (ndims) as `a_indices`; got 1 and 2"),
     ({"a_indices": "abc"}, TypeError, "`a_indices` must be an array, got str"),
-    ({"a_indices": None}, TypeError, "`a_indices` must be an array, got NoneType"),
+    ({"a_indices": None}, TypeError, "`a_indices` must be an array, got None"),
+    ({"a_values": {1.0, 2.0}}, TypeError, "`a_values` must be an array, got set"),
+    ({"a_values": [[1.0], [2.0, 3.0]]}, TypeError, "`a_values` must be an array, got a list of unequal lengths"),
+    ({"a_values": [1.0, None]}, TypeError, "`a_values[...]` must be an array, got None"),
+    ({"a_values": b"ab"}, TypeError, "`a_values` must be an array, got bytes; `np.frombuffer` reads it"),
+    ({"a_values": np.array([1, "a"], object)}, TypeError, "`a_values` must have a numeric dtype, got object"),
+    ({"a_indices": np.array([["a"]])}, TypeError, "`a_indices` must have an integer dtype, got <U1"),
+    ({"a_values": np.ones(2, np.longdouble)}, TypeError, "`a_values` must have a dtype that JAX has, got float128"),
+    ({"a_values": np.zeros(2, jax.dtypes.float0)}, TypeError, "got float0, which stands for no gradient"),
+    ({"a_values": np.ma.array([1.0, 2.0], mask=[0, 1])}, TypeError, "without a mask, got MaskedArray; fill what is"),
     ({"a_shape": (3,), "b_shape": (3,)}, ValueError, "`a_shape` must have as many sizes as `a_indices` has columns"),
     ({"b_shape": (3, 3)}, ValueError, "`b_shape` must equal `a_shape`; got (3, 3) and (3, 4)"),
     ({"a_shape": (3, -4), "b_shape": (3, -4)}, ValueError, "`a_shape` must not have negative sizes, got (3, -4)"),
-    ({"a_shape": (3.0, 4.0)}, TypeError, "`a_shape` must be a sequence of ints, got (3.0, 4.0)"),
-    ({"a_shape": 3}, TypeError, "`a_shape` must be a sequence of ints, got 3"),
+    (
+        {"a_shape": (3.0, np.float32(4))},
+        TypeError,
+        "`a_shape` must be a sequence of ints, got (3.0, np.float32(4.0)); convert it by `tuple(map(int, a_shape))`",
+    ),
+    ({"a_shape": 3}, TypeError, "`a_shape` must be a sequence of ints, got 3; one dimension is written (3,)"),
+    ({"a_shape": np.array(3)}, TypeError, "got the scalar 3; one dimension is written (3,)"),
+    ({"a_shape": None}, TypeError, "`a_shape` must be a sequence of ints, got None"),
+    ({"a_shape": {3, 4}}, TypeError, "`a_shape` must be a sequence of ints, got {3, 4}"),
     ({"a_values": [1.0]}, ValueError, "`a_values` must have one row for each row of `a_indices`; got 1 and 2"),
-    ({"b_values": 1.0}, ValueError, "`b_values` must have shape [nnz, *dense], got a scalar"),
+    (
+        {"b_values": 1.0},
+        ValueError,
+        "`b_values` must have shape [nnz, *dense], got a scalar; repeat it for each entry, `jnp.full(1, ...)`",
+    ),
+    (
+        {"a_values": np.ones(2, jnp.int4)},
+        TypeError,
+        "`a_values`, `b_values` must have a common dtype, got int4, float32; cast one of them",
+    ),
     ({"a_values": [True, False]}, TypeError, "`a_values` must have a numeric dtype, got bool"),
     (
         {"b_values": [[1.0, 2.0]]},
@@ -47,13 +104,16 @@ ADD_FAULTS = [
         "`b_values` must have the same dense dimensions as `a_values`; got (2,) and ()",
     ),
     ({"nse": -1}, ValueError, "`nse` must not be negative, nor exceed 2147483647; got -1"),
-    ({"nse": 2.5}, TypeError, "`nse` must be an int or None, got 2.5"),
+    ({"nse": 2.0}, TypeError, "`nse` must be an int or None, got 2.0; convert it by `int(nse)`"),
+    ({"nse": (2,)}, TypeError, "`nse` must be an int or None, got (2,)"),
     ({"nse": True}, TypeError, "`nse` must be an int or None, got True"),
     ({"assume_canonical": 1}, TypeError, "`assume_canonical` must be a Python bool, got 1"),
     ({"thresh": [0.5]}, ValueError, "`thresh` must be a scalar, got shape (1,)"),
     ({"thresh": 1j}, TypeError, "`thresh` must be a real number, got dtype complex128"),
     ({"thresh": True}, TypeError, "`thresh` must be a real number, got dtype bool"),
     ({"thresh": np.nan}, ValueError, "`thresh` must not be NaN"),
+    ({"thresh": None}, TypeError, "`thresh` must be a real number, got None"),
+    ({"thresh": "0.5"}, TypeError, "`thresh` must be a real number, got '0.5'"),
     (
         {"a_indices": np.array([[0, 1], [2, 3]], np.int8), "b_indices": np.array([[0, 1]], np.int8)}
         | {"a_shape": (3, 128), "b_shape": (3, 128)},
@@ -76,6 +136,17 @@ ADD_FAULTS = [
         ValueError,
         "`a_values` must fit int32, got values from 1 to 1099511627776; set `jax_enable_x64`",
     ),
+    (
+        {"a_indices": [[0, 1], [2, 2**40]]},
+        ValueError,
+        "`a_indices` must fit int32, got values from 0 to 1099511627776; set `jax_enable_x64` to use 64-bit integers",
+    ),
+    (
+        {"a_values": [1, 2**70]},
+        ValueError,
+        f"`a_values` must fit int32, got values from 1 to {2**70}; JAX has no wider integers",
+    ),
+    ({"a_values": [1, np.int64(2**40)]}, ValueError, "`a_values[...]` must fit int32, got 1099511627776; set"),
 ]
 
 DATA_FAULTS = [
@@ -176,7 +247,7 @@ def test_plan_sparse_add_names_the_fault(indices, keywords, error, message):
         ([[1.0]], ValueError, "`values` must be given for each of the 2 operands of the plan, got 1"),
         ([[1.0], [1.0]], ValueError, "`values[1]` must have one row for each row of `indices[1]`; got 1 and 2"),
         ([[1.0], [[1.0], [2.0]]], ValueError, "`values[1]` must have the same dense dimensions as `values[0]`"),
-        ([[1.0], ["x", "y"]], TypeError, "`values[1]` must be an array, got list"),
+        ([[1.0], ["x", "y"]], TypeError, "`values[1][...]` must be an array, got str"),
     ],
 )
 def test_a_plan_names_the_fault_of_its_values(values, error, message):
@@ -204,3 +275,243 @@ def test_more_entries_than_int32_counts():
 def test_static_arguments_say_that_they_must_be(name):
     with pytest.raises(TypeError, match=f"`{name}` must be known while tracing, got a traced array"):
         jax.jit(lambda value: jsg.sparse_add(**(A | {name: value})))(jnp.array(SHAPE))
+    with pytest.raises(TypeError, match="`assume_canonical` must be a Python bool, got a traced array; mark it static"):
+        jax.jit(lambda flag: jsg.sparse_add(**(A | {"assume_canonical": flag})))(True)
+
+
+def test_sizes_that_are_symbolic_say_that_they_must_be_static():
+    (size,) = jax.export.symbolic_shape("n")
+    plan = jsg.plan_sparse_add([[0, 1], [2, 2]], shape=SHAPE)
+
+    def float_of(*shape):
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    rows = jax.ShapeDtypeStruct((size, 2), np.int32)
+    for call, arguments, message in (
+        (
+            lambda i: jsg.plan_sparse_add(i, shape=SHAPE).nnz,
+            [rows],
+            "`indices[0]` must have a static shape, got (n, 2)",
+        ),
+        (plan, [float_of(size)], "`values[0]` must have a static number of rows, got shape (n,)"),
+        (lambda v: jsg.sparse_add(**(A | {"a_shape": v.shape})), [float_of(size, 4)], "`a_shape` must be a sequence"),
+        (lambda v: jsg.sparse_add(**A, nse=v.shape[0]), [float_of(size)], "`nse` must be an int or None, got n"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(message) + ".*; sparse sums need static sizes: export"):
+            jax.export.export(jax.jit(call))(*arguments)
+    exported = jax.export.export(jax.jit(plan))(float_of(2, size))  # dense dimensions may be symbolic
+    assert str(exported.out_avals[0].shape) == "(2, n)"
+
+
+MATRIX = np.array([[0, 1], [2, 0]], np.float32)
+CONTAINERS = {
+    "BCOO": (lambda: sparse.BCOO.fromdense(MATRIX), "`x.data`, or add it by `jsg.add`", "`x.indices`"),
+    "BCSR": (lambda: sparse.BCSR.fromdense(MATRIX), "`x.data`, or add it by `jsg.add`", "`x.to_bcoo().indices`"),
+    "COO": (lambda: sparse.COO.fromdense(MATRIX), "`x.data`", "those of a BCOO, `BCOO.fromdense(x.todense()).indices`"),
+    "CSR": (lambda: sparse.CSR.fromdense(MATRIX), "`x.data`", "those of a BCOO"),
+    "CSC": (lambda: sparse.CSC.fromdense(MATRIX), "`x.data`", "those of a BCOO"),
+    "SparseAddOutput": (lambda: jsg.sparse_add(**A), "`x.sum_values`", "`x.sum_indices`"),
+    "SparseAddGradOutput": (
+        lambda: jsg.sparse_add_grad(**G),
+        "`x.a_val_grad` or `x.b_val_grad`",
+        "those of the operand",
+    ),
+    "SparseAddPlan": (
+        lambda: jsg.plan_sparse_add([[0, 1]], shape=SHAPE),
+        "those it makes, `plan(*values)`",
+        "`plan.indices`",
+    ),
+    "RowSharded": (
+        lambda: jsg.sharded.partition(sparse.BCOO.fromdense(MATRIX), jax.make_mesh((1,), ("rows",)), "rows"),
+        "`x.data`, or add it by `jsg.sharded.add`",
+        "`x.indices`",
+    ),
+    # Of other libraries, which need not be installed: what tells them.
+    "csr_array": (
+        lambda: stand_in("csr_array", tocoo=None),
+        "`x.tocoo().data`",
+        "`np.stack(x.tocoo().coords, axis=1)`",
+    ),
+    "SparseTensor": (lambda: stand_in("SparseTensor", dense_shape=None), "`x.values`", "`x.indices`"),
+    "IndexedSlices": (lambda: stand_in("IndexedSlices", dense_shape=None), "`x.values`", "`x.indices[:, None]`"),
+    "Tensor": (
+        lambda: stand_in("Tensor", layout="torch.sparse_coo"),
+        "`x.coalesce().values()`",
+        "`x.coalesce().indices().T`",
+    ),
+    "GCXS": (lambda: stand_in("GCXS", coords=None, todense=None), "`x.data`", "`x.coords.T`"),
+}
+
+
+def stand_in(name, **attributes):
+    def fail(*_):
+        raise AssertionError("read element by element")
+
+    return type(name, (), attributes | {"__getitem__": fail, "__iter__": fail, "__len__": lambda _: 10**6})()
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_container_instead_of_its_values_says_what_to_pass(kind):
+    make, values, indices = CONTAINERS[kind]
+    x = make()
+    plan = jsg.plan_sparse_add([[0, 1]], shape=SHAPE)
+    for call in (
+        lambda: plan(x),
+        lambda: jsg.sparse_add(**(A | {"a_values": x})),
+        lambda: jsg.sparse_add_grad(**(G | {"backprop_val_grad": x})),
+    ):
+        with pytest.raises(TypeError, match=re.escape(f"` must be an array, got {kind}; pass its values, {values}")):
+            call()
+    for call in (
+        lambda: jsg.plan_sparse_add(x, shape=SHAPE),
+        lambda: jsg.sparse_add(**(A | {"a_indices": x})),
+        lambda: jsg.sparse_add_grad(**(G | {"sum_indices": x})),
+    ):
+        with pytest.raises(TypeError, match=re.escape(f"` must be an array, got {kind}; pass its indices, {indices}")):
+            call()
+    with pytest.raises(TypeError, match=re.escape(f"`values[0][...]` must be an array, got {kind}; pass its values")):
+        plan([x])
+    with pytest.raises(TypeError, match="`thresh` must be a real number, got"):
+        jsg.sparse_add(**A, thresh=x)
+    with pytest.raises(TypeError, match="`nse` must be an int or None, got"):
+        jsg.sparse_add(**A, nse=x)
+
+
+def test_a_container_instead_of_its_shape_says_what_to_pass():
+    for x, shape in ((sparse.BCOO.fromdense(MATRIX), "x.shape"), (jsg.sparse_add(**A), "x.sum_shape")):
+        with pytest.raises(TypeError, match=re.escape(f"; pass its shape, `{shape}`")):
+            jsg.sparse_add(**(A | {"a_shape": x}))
+
+
+class Wrapper:
+    """What `flax.nnx.Param` is to JAX."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __jax_array__(self):
+        return self.array
+
+
+def test_arrays_in_a_wrapper_are_taken_everywhere():
+    wrapped = {name: Wrapper(jnp.asarray(A[name])) for name in ("a_indices", "a_values", "b_indices", "b_values")}
+    expected = jsg.sparse_add(**A, thresh=4.5)
+    for call in (
+        lambda: jsg.sparse_add(**(A | wrapped), thresh=Wrapper(np.float32(4.5))),
+        lambda: jsg.sparse_add(**(A | {"a_values": [Wrapper(jnp.float32(1)), Wrapper(2.0)]}), thresh=4.5),
+        lambda: jsg.sparse_add(**(A | {"b_values": Wrapper(Wrapper(A["b_values"]))}), thresh=4.5),
+    ):
+        chex.assert_trees_all_equal(call(), expected)
+    with pytest.raises(TypeError, match="`a_values` must be an array, got BCOO"):
+        jsg.sparse_add(**(A | {"a_values": Wrapper(sparse.BCOO.fromdense(MATRIX))}))
+
+
+def test_a_wrapper_may_hold_a_tracer():
+    plan = jsg.plan_sparse_add(A["a_indices"], A["b_indices"], shape=SHAPE)
+    for values in (lambda v: Wrapper(v), lambda v: [Wrapper(v[0]), 2.0]):
+        total = jax.jit(lambda v, values=values: plan(values(v), A["b_values"]))(A["a_values"])
+        np.testing.assert_array_equal(total, [4, 2])
+    grad = jax.grad(lambda v: plan(Wrapper(v), A["b_values"])[0])(A["a_values"])
+    np.testing.assert_array_equal(grad, [1, 0])
+
+
+def aligned(array):
+    """The same array in memory as JAX would keep it instead of a copy."""
+    room = np.zeros(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def test_what_the_caller_writes_to_afterwards_changes_nothing():
+    indices, values = (aligned(np.arange(4096, dtype=dtype)) for dtype in (np.int32, np.float32))
+    x = sparse.BCOO((np.ones(4096, np.float32), np.arange(4096)[:, None]), shape=(4096,))
+    sharded = jsg.sharded.partition(x, jax.make_mesh((1,), ("rows",)), "rows")
+    with_data = sharded.with_data(values)
+    plan = jsg.plan_sparse_add(indices[:, None], shape=(4096,), assume_canonical=True)
+    total = jsg.sparse_add(indices[:, None], values, (4096,), np.zeros((0, 1), np.int32), np.zeros(0), (4096,))
+    planned = plan(values)
+    indices[:], values[:] = 0, -1
+    np.testing.assert_array_equal(with_data.data, np.arange(4096))
+    np.testing.assert_array_equal(plan.indices[:, 0], np.arange(4096))
+    np.testing.assert_array_equal(total.sum_indices[:, 0], np.arange(4096))
+    for sums in (total.sum_values, planned):
+        np.testing.assert_array_equal(sums, np.arange(4096))
+
+
+def test_64_bit_arrays_of_jax_lose_no_integer_without_x64():
+    with jax.enable_x64(True):
+        wide, fitting = jnp.array([[0, 1], [2**32 + 1, 2]]), jnp.asarray(A["a_indices"])
+        floats, sizes = jnp.array([1.0, 2.0]), jnp.array(SHAPE)
+    message = "`a_indices` must fit int32, got values from 0 to 4294967297; set `jax_enable_x64`"
+    with pytest.raises(ValueError, match=message):
+        jsg.sparse_add(**(A | {"a_indices": wide}))
+    with pytest.raises(ValueError, match=re.escape("`values[0][...]` must fit int32, got values from 2 to 4294967297")):
+        jsg.plan_sparse_add([[0, 1]], shape=SHAPE)([wide[1]])
+    with pytest.raises(TypeError, match="`a_indices` must not be traced as int64 while `jax_enable_x64` is off"):
+        jax.jit(lambda rows: jsg.sparse_add(**(A | {"a_indices": rows})))(fitting)
+    total = jsg.sparse_add(**(A | {"a_indices": fitting, "a_values": floats}))
+    chex.assert_trees_all_equal(total, jsg.sparse_add(**A))
+    assert total.sum_indices.dtype == np.int32
+    assert jsg.sparse_add(**(A | {"a_shape": sizes})).sum_shape == SHAPE
+
+
+INTEGER_THRESHOLDS = [2**32 - 1, 2**32 + 3, 2**40, 2**63, 2**64, 10**400, -1, -(2**40), 2**24 + 1, 0]
+
+
+@pytest.mark.parametrize("thresh", INTEGER_THRESHOLDS)
+def test_a_threshold_is_exact_however_it_is_given(thresh):
+    """The sums are next to 2**24 and to the largest of the dtype, where float32 has gaps."""
+    given = [thresh]
+    if -(2**63) <= thresh < 2**64:
+        given += [np.asarray(thresh), np.asarray(thresh)[()], Wrapper(np.asarray(thresh))]
+        with jax.enable_x64(True):
+            given.append(jnp.asarray(np.asarray(thresh)))
+    if abs(thresh) < 2**53:
+        given += [float(thresh), np.float64(thresh)]
+    sums = np.array([2**24, 2**24 + 1, 2**32 - 1, 3], np.uint32)
+    rows = np.arange(4)[:, None]
+    for each in given:
+        total = jsg.sparse_add(rows, sums, (4,), rows, np.zeros(4, np.uint32), (4,), each)
+        kept = [value for value in sums.tolist() if value >= thresh]
+        assert np.asarray(total.sum_values).tolist() == kept, (each, type(each))
+
+
+@pytest.mark.parametrize("thresh", [1e39, np.float64(1e300), np.longdouble(1e300), np.inf, 10**400])
+def test_a_threshold_beyond_the_dtype_acts_as_infinity(thresh):
+    """Again and again: where warnings are errors, JAX's own second call would end the process."""
+    largest = np.array([np.finfo(np.float32).max, np.nan], np.float32)
+    for _ in range(3):
+        total = jsg.sparse_add([[0], [1]], largest, (2,), [[0], [1]], [0.0, 0.0], (2,), thresh)
+        np.testing.assert_array_equal(total.sum_values, [np.nan])
+    total = jsg.sparse_add([[0], [1]], largest, (2,), [[0], [1]], [0.0, 0.0], (2,), -thresh)
+    np.testing.assert_array_equal(total.sum_values, largest)
+
+
+def test_operands_on_different_devices_are_named():
+    first, second = jax.devices()[:2]
+    plan = jsg.plan_sparse_add([[0, 1]], [[0, 1]], shape=SHAPE)
+    value = np.ones(1, np.float32)
+    with pytest.raises(ValueError, match=re.escape("`values[1]` must be on the devices of `values[0]`; got ")):
+        plan(jax.device_put(value, first), jax.device_put(value, second))
+    indices = [jax.device_put(np.array([[0, 1]]), device) for device in (first, second)]
+    with pytest.raises(ValueError, match=re.escape("`indices[1]` must be on the devices of `indices[0]`; got ")):
+        jsg.plan_sparse_add(*indices, shape=SHAPE)
+    moved = plan(jnp.asarray(value), jax.device_put(value, second))  # what was put nowhere goes where the other is
+    np.testing.assert_array_equal(moved, [2])
+
+
+def test_lists_numbers_and_buffers_are_arrays():
+    expected = jsg.sparse_add(**A)
+    for values in (
+        [1.0, 2],
+        (np.float32(1), 2.0),
+        [np.float64(1), np.float64(2)],
+        range(1, 3),
+        memoryview(A["a_values"]),
+        A["a_values"].astype(">f4"),
+        np.asfortranarray(A["a_values"]),
+    ):
+        chex.assert_trees_all_equal(jsg.sparse_add(**(A | {"a_values": values})), expected)
+    assert jsg.sparse_add(**(A | {"a_shape": (size for size in SHAPE)})).sum_shape == SHAPE
