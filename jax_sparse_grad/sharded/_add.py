@@ -131,8 +131,7 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assum
     else:
         plan = make_plan(layout, size, canonical, starts, indices)
         total = add_planned(plan, values)
-        # Through the mesh, lest the constants that they are under `jit` leave it replicated.
-        rows, nnz = on_shards(layout, lambda _, tree: tree, None, (plan.indices, plan.nnz))
+        rows, nnz = _as_sharded(layout, (plan.indices, plan.nnz))
     return RowSharded(total, rows, starts[0], nnz, shape, layout.mesh, layout.axis)
 
 
@@ -181,6 +180,12 @@ def _sum_exactly(
         return guard_capacity(rows, layout, nnz, capacity, bound), total, nnz
     rows, total = cut(layout, exact_capacity(layout, nnz), (rows, total))
     return rows, total, nnz
+
+
+@partial(jax.jit, static_argnums=0)
+def _as_sharded(layout: Layout, tree: Any) -> Any:
+    """The same arrays, sharded also where they are constants under `jit`, which would leave them replicated."""
+    return on_shards(layout, lambda _, tree: tree, None, tree)
 
 
 @partial(jax.jit, static_argnums=0)
