@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from jax.experimental.sparse import BCSR
+from jax.experimental.sparse import BCSR, bcoo_concatenate
 from jax.sharding import AxisType
 
 from jax_sparse_grad import sharded
@@ -59,6 +59,20 @@ class TestPartition:
         x = sharded.partition(as_bcoo(indices, rng.random((20, 3), np.float32), (9, 3)), mesh, "rows")
         assert (x.indices.dtype, x.row_starts.dtype, x.data.shape[1:]) == (index_dtype, index_dtype, (3,))
         check_form(x, canonical=False)
+
+    def test_rows_beyond_the_shape_are_padding_as_jax_makes_it(self, matrix, mesh):
+        padded = random_matrix(np.random.default_rng(1), 60, padding=3)
+        both = bcoo_concatenate([matrix, padded], dimension=0)
+        shape = (2 * SHAPE[0], SHAPE[1])
+        beyond = np.any(host(both.indices) >= shape, axis=1)
+        assert np.any(beyond & np.any(host(both.indices) < shape, axis=1))  # in one dimension only
+        starts = sharded.balanced_row_starts(both, 8)
+        x = sharded.partition(both, mesh, "rows", row_starts=starts)
+        y = sharded.from_shards(lambda start, stop: both[start:stop], shape, mesh, "rows")
+        for each in (x, y):
+            check_form(each, canonical=False)
+            np.testing.assert_array_equal(dense_of(each), np.concatenate([dense_of(matrix), dense_of(padded)]))
+            assert host(each.nnz).sum() == np.sum(~beyond)
 
     def test_room_is_left_where_it_is_asked_for(self, matrix, mesh):
         x = sharded.partition(matrix, mesh, "rows", capacity=100)
@@ -112,8 +126,8 @@ class TestPartition:
             sharded.partition(**arguments)
 
     def test_faulty_operands_are_named(self, matrix, mesh):
-        indices = matrix.indices.at[5].set(jnp.array([3, 30]))
-        with pytest.raises(ValueError, match=r"`operand.indices` must lie in .* row 5 is \[ 3 30\]"):
+        indices = matrix.indices.at[5].set(jnp.array([3, -1]))
+        with pytest.raises(ValueError, match=r"`operand.indices` must not be negative; row 5 is \[ 3 -1\]"):
             sharded.partition(as_bcoo(indices, matrix.data, SHAPE), mesh, "rows")
         x = sharded.partition(matrix, mesh, "rows")
         with pytest.raises(TypeError, match="`repartition` moves its rows"):
