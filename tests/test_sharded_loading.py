@@ -207,7 +207,7 @@ class TestFromShards:
             (
                 lambda start, stop: scipy.sparse.coo_array((stop - start, 30), dtype=np.float32 if start else np.int32),
                 ValueError,
-                "`load` must give all shards in one dtype .*; shard 1 differs from shard 0",
+                "`load` must give all shards in the same dtypes .*; shard 1 differs from shard 0",
             ),
             (None, TypeError, "`load` must be a function of two row numbers, got NoneType"),
         ],

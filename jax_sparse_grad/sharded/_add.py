@@ -108,7 +108,7 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assum
     if not sparse:
         raise TypeError("one of the operands must be a `RowSharded`, got arrays only; add those by `+`")
     shape = _containers.common_shape(names, operands)
-    layout, indices = common_pattern(sparse, alike=not dense, canonical=canonical)
+    layout, starts, indices = common_pattern(sparse, alike=not dense, canonical=canonical)
     data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
     promoted = _validation.promote_values([*data, *dense])
     values, arrays = promoted[: len(data)], promoted[len(data) :]
@@ -117,7 +117,6 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assum
             raise ValueError(f"`capacity` must not be given where an operand is dense, for so is the sum; got {size}")
         return _add_to_dense(layout, sum(arrays[1:], arrays[0]), indices, values)
 
-    starts = tuple(x.row_starts for x in sparse.values())
     promise = canonical or None
     bound = most_in_shard(layout, indices)
     if not _validation.is_concrete(indices, starts):

@@ -172,8 +172,8 @@ def plan_sparse_add(*operands: RowSharded, capacity: int | None = None, assume_c
     size = _validation.as_capacity(capacity)
     canonical = _validation.as_flag("assume_canonical", assume_canonical)
     named = {f"operands[{k}]": x for k, x in enumerate(operands)}
-    layout, indices = common_pattern(named, alike=True, canonical=canonical)
-    return make_plan(layout, size, canonical, tuple(x.row_starts for x in operands), indices)
+    layout, starts, indices = common_pattern(named, alike=True, canonical=canonical)
+    return make_plan(layout, size, canonical, starts, indices)
 
 
 def make_plan(

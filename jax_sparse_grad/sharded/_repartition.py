@@ -109,7 +109,8 @@ def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None =
 def _guard_starts(layout: Layout, starts: jax.Array) -> jax.Array:
     if starts.shape != (layout.shards + 1,):
         raise ValueError(f"`row_starts` must have shape {(layout.shards + 1,)}; got {starts.shape}")
-    ok = (starts[0] == 0) & (starts[-1] == layout.shape[0]) & jnp.all(starts[1:] >= starts[:-1])
+    n_rows = np.asarray(layout.shape[0], starts.dtype)
+    ok = (starts[0] == 0) & (starts[-1] == n_rows) & jnp.all(starts[1:] >= starts[:-1])
     message = f"`row_starts` must ascend from 0 to {layout.shape[0]}, the number of rows; got {{starts}}"
     return guard(starts, ok, message, starts=starts)
 
