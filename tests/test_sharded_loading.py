@@ -86,12 +86,6 @@ class TestPartition:
         assert (none.capacity, host(none.nnz).tolist()) == (1, [0] * 8)
         check_form(none)
 
-    def test_it_keeps_nothing_of_the_caller(self, mesh):
-        matrix = scipy.sparse.eye_array(8, format="coo", dtype=np.float32)
-        x = sharded.partition(matrix, mesh, "rows")
-        matrix.data[:] = 7
-        np.testing.assert_array_equal(dense_of(x), np.eye(8))
-
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [

@@ -139,7 +139,7 @@ def from_shards(
             piece = _load_piece(load, int(starts[shard]), int(starts[shard + 1]), whole)
             facts[shard] = len(piece.indices), piece.kind
             if placed is None:
-                pieces[shard] = piece
+                pieces[shard] = piece._replace(values=piece.values.copy())  # `load` may fill one buffer again and again
             elif len(piece.indices) <= placed.capacity:
                 placed.put(shard, *piece)
     except Exception as error:
