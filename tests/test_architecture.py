@@ -25,6 +25,7 @@ ROOMS = [
     "_sparse_add",
     "_containers",
     "sharded._mesh",
+    "sharded._saving",
     "sharded._operand",
     "sharded._guards",
     "sharded._balance",
@@ -33,6 +34,7 @@ ROOMS = [
     "sharded._add",
     "sharded._repartition",
     "sharded",
+    "_serialization",
     "",
 ]
 RUNTIME = {"jax", "numpy", "jax_sparse_grad"}
@@ -41,9 +43,11 @@ STANDARD = {
     "collections",
     "concurrent",
     "contextlib",
+    "copy",
     "dataclasses",
     "functools",
     "itertools",
+    "json",
     "math",
     "operator",
     "typing",

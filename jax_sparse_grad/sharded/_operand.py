@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards
+from jax_sparse_grad.sharded._saving import Savable
 
 
 @partial(
@@ -19,11 +20,12 @@ from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards
     meta_fields=["shape", "mesh", "axis"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class RowSharded:
+class RowSharded(Savable):
     """A sparse matrix or tensor whose rows (indices of its first dimension) are spread over an axis of a device mesh.
 
     Made by `partition`, `from_shards`, `repartition` and sums. A pytree, of which gradients and optimisers should see
-    `data` alone: `x.with_data(values)` puts other values on the same pattern.
+    `data` alone: `x.with_data(values)` puts other values on the same pattern. A pickle, and what
+    `jax.export` writes, names the devices of the mesh by their ids, which a process that reads it must have.
 
     Attributes:
       data: `[shards * capacity, *dense]`, the values, sharded along their first axis.

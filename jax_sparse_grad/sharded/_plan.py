@@ -17,6 +17,7 @@ from jax_sparse_grad._union import Union, entry_counts, truncate
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded
+from jax_sparse_grad.sharded._saving import Savable
 
 
 @partial(
@@ -25,10 +26,11 @@ from jax_sparse_grad.sharded._operand import RowSharded
     meta_fields=["shape", "mesh", "axis"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ShardedPlan:
+class ShardedPlan(Savable):
     """The symbolic phase of a sum of row-sharded operands, ready to add their values as often as wanted.
 
-    Made by `plan_sparse_add`. A pytree of integer arrays and flags, all sharded over the axis but `row_starts`.
+    Made by `plan_sparse_add`. A pytree of integer arrays and flags, all sharded over the axis but `row_starts`. Pickled
+    and exported as a `RowSharded` is.
 
     Attributes:
       indices: `[shards * capacity, ndims]`; each shard lexicographically sorted, unique, padding last.
