@@ -49,6 +49,7 @@ STANDARD = {
     "itertools",
     "json",
     "math",
+    "numbers",
     "operator",
     "typing",
     "zlib",

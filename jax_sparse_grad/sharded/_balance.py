@@ -135,6 +135,8 @@ def starts_dtype(n_rows: int) -> np.dtype:
 
 def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> np.ndarray:
     """Concrete starts of `shards` ranges that cover all rows."""
+    if isinstance(row_starts, RowSharded):
+        raise TypeError("`row_starts` must be integers, got RowSharded; pass its `row_starts`")
     starts = np.asarray(row_starts)
     if not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"`row_starts` must be integers, got {starts.dtype}")

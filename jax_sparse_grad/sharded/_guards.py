@@ -63,7 +63,8 @@ def common_layout(operands: dict[str, Any]) -> Layout:
         if (x.mesh, x.axis) != (first.mesh, first.axis):
             raise ValueError(
                 f"`{name}` must be spread over the mesh and axis of `{first_name}`; "
-                f"got axis {x.axis!r} of {x.mesh} and axis {first.axis!r} of {first.mesh}"
+                f"got axis {x.axis!r} of {x.mesh} and axis {first.axis!r} of {first.mesh}; "
+                f"`partition({name}.matrix, {first_name}.mesh, {first_name}.axis)` spreads it anew"
             )
         if x.indices.ndim != 2 or x.data.shape[:1] != x.indices.shape[:1] or x.indices.shape[0] % x.shards:
             raise ValueError(

@@ -120,7 +120,9 @@ def from_shards(
     """
     whole = _validation.as_shape("shape", shape)
     if not callable(load):
-        raise TypeError(f"`load` must be a function of two row numbers, got {type(load).__name__}")
+        raise TypeError(
+            f"`load` must be a function of two row numbers, got {type(load).__name__}; `partition` takes a whole matrix"
+        )
     if not whole:
         raise ValueError("`shape` must have rows, got ()")
     mesh = _validation.as_mesh(mesh)

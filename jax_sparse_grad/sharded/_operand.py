@@ -101,13 +101,24 @@ class RowSharded(Savable):
           >>> x.with_data(2 * x.data).matrix.todense().diagonal().tolist()
           [2.0, 2.0, 2.0]
         """
-        data = _validation.as_values("data", data, self.indices.shape[0], "indices")
+        data = as_values("data", data, self.indices.shape[0], "indices")
         shape = self.shape[: self.indices.shape[1]] + data.shape[1:]
         return dataclasses.replace(self, data=data, shape=shape)
 
     def __repr__(self) -> str:
         dtype = getattr(self.data, "dtype", None)  # no array while JAX handles the tree
         return f"RowSharded({dtype}{list(self.shape)}, shards={self.shards}, axis={self.axis!r})"
+
+
+def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
+    """Numeric values `[nnz, *dense]` of the entries of all shards, which are not those of a matrix on one device."""
+    if isinstance(values, RowSharded):
+        raise TypeError(f"`{name}` must be an array, got RowSharded; pass its `data`")
+    if hasattr(values, "todense"):
+        raise TypeError(
+            f"`{name}` must be an array, got {type(values).__name__}; `partition` it and pass the `data` of that"
+        )
+    return _validation.as_values(name, values, nnz, indices_name)
 
 
 def layout_of(x: RowSharded) -> Layout:

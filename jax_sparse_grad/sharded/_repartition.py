@@ -80,7 +80,7 @@ def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None =
         row_starts = balanced_row_starts(dataclasses.replace(x, data=x.indices))
     indices = _validation.as_integers("x.indices", x.indices)
     data = _validation.as_numeric("x.data", x.data)
-    if _validation.is_concrete(row_starts):
+    if _validation.is_concrete(row_starts) or isinstance(row_starts, RowSharded):
         row_starts = as_row_starts(row_starts, layout.shape[0], layout.shards).astype(indices.dtype)
         starts = jnp.asarray(row_starts)
     else:
