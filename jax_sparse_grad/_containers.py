@@ -133,7 +133,12 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
         indices = np.stack(coordinates.coords, axis=1).astype(index_dtype(shape))
         values = _validation.as_host_array(f"{name}.data", coordinates.data)
     else:
-        raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {type(operand).__name__}")
+        remedy = ""
+        if isinstance(operand, jax.Array | np.ndarray):
+            remedy = "; `BCOO.fromdense` makes one of an array"
+        elif hasattr(operand, "todense"):
+            remedy = "; `BCOO.fromdense(... .todense())` makes one of it"
+        raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {type(operand).__name__}{remedy}")
     _validation.as_numeric(f"{name}.data", values[:0])
     sizes = shape[: indices.shape[1]]
     _validation.check_sizes_fit(f"{name}.shape", sizes, indices.dtype)

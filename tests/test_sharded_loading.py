@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from jax.experimental.sparse import BCSR, bcoo_concatenate
+from jax.experimental.sparse import BCSR, CSR, bcoo_concatenate
 from jax.sharding import AxisType
 
 from jax_sparse_grad import sharded
@@ -111,7 +111,16 @@ class TestPartition:
                 "`row_starts` must ascend from 0 to 40, the number of rows; got",
             ),
             ({"row_starts": np.linspace(0, 40, 9)}, TypeError, "`row_starts` must be integers, got float64"),
-            ({"operand": np.eye(3)}, TypeError, "`operand` must be a BCOO, a BCSR or a SciPy matrix, got ndarray"),
+            (
+                {"operand": np.eye(3)},
+                TypeError,
+                "`operand` must be a BCOO, a BCSR or a SciPy matrix, got ndarray; `BCOO.fromdense` makes one",
+            ),
+            (
+                {"operand": CSR.fromdense(np.eye(3))},
+                TypeError,
+                r"`operand` must be a BCOO, .*, got CSR; `BCOO.fromdense\(... .todense\(\)\)` makes one",
+            ),
         ],
     )
     def test_faults_are_named(self, matrix, mesh, arguments, error, message):
@@ -203,7 +212,11 @@ class TestFromShards:
                 ValueError,
                 "`load` must give all shards in the same dtypes .*; shard 1 differs from shard 0",
             ),
-            (None, TypeError, "`load` must be a function of two row numbers, got NoneType"),
+            (
+                scipy.sparse.eye_array(3),
+                TypeError,
+                "`load` must be a function of two row numbers, got dia_array; `partition` takes a whole matrix",
+            ),
         ],
     )
     @pytest.mark.parametrize("capacity", [None, 9])
