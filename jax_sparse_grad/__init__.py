@@ -1,6 +1,6 @@
 """Differentiable addition of sparse tensors for JAX: TensorFlow's SparseAdd and SparseAddGrad, containers, plans."""
 
-from jax_sparse_grad import sharded
+from jax_sparse_grad import _serialization, sharded  # noqa: F401
 from jax_sparse_grad._containers import add, add_n
 from jax_sparse_grad._plan import SparseAddPlan, plan_sparse_add
 from jax_sparse_grad._sparse_add import SparseAddOutput, sparse_add

@@ -118,7 +118,7 @@ def index_dtype(shape: tuple[int, ...]) -> np.dtype:
 def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     """The index rows `[nnz, ndims]`, values `[nnz, *dense]` and shape of a BCOO, a BCSR or a SciPy matrix, in numpy.
 
-    Padding is left out.
+    Padding is left out: to JAX, every row of which an index lies beyond the shape.
     """
     if not _validation.is_concrete(operand):
         raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
@@ -133,13 +133,21 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
         indices = np.stack(coordinates.coords, axis=1).astype(index_dtype(shape))
         values = _validation.as_host_array(f"{name}.data", coordinates.data)
     else:
-        raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {type(operand).__name__}")
+        remedy = ""
+        if isinstance(operand, jax.Array | np.ndarray):
+            remedy = "; `BCOO.fromdense` makes one of an array"
+        elif hasattr(operand, "todense"):
+            remedy = "; `BCOO.fromdense(... .todense())` makes one of it"
+        raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {type(operand).__name__}{remedy}")
     _validation.as_numeric(f"{name}.data", values[:0])
     sizes = shape[: indices.shape[1]]
     _validation.check_sizes_fit(f"{name}.shape", sizes, indices.dtype)
-    inside = np.all((indices >= 0) & (indices < np.array(sizes)), axis=1)
+    negative = np.any(indices < 0, axis=1)
+    if negative.any():
+        row = int(np.argmax(negative))
+        raise ValueError(f"`{name}.indices` must not be negative; row {row} is {indices[row]}")
+    inside = np.all(indices < np.array(sizes, indices.dtype), axis=1)
     if not inside.all():
-        _keys.guard_rows(f"{name}.indices", jnp.asarray(indices), sizes)
         indices, values = indices[inside], values[inside]
     return indices, values, shape
 

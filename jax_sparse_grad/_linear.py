@@ -31,6 +31,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jax_sparse_grad._buckets import buckets, concatenate, is_on_host, resize
 from jax_sparse_grad._primitives import NONE, vary_alike
+from jax_sparse_grad._validation import own_transfers
 
 Arrays = tuple[jax.Array, ...]
 Groups = tuple[tuple[int, ...], ...]
@@ -118,7 +119,7 @@ def _lower(
 
 def _execute(*operands: jax.Array, **parameters: Any) -> Sequence[jax.Array]:
     """The map of concrete arrays: at lengths for which little is compiled, where numpy can pad and cut."""
-    with jax.disable_jit(False), jax.transfer_guard("allow"):
+    with jax.disable_jit(False), own_transfers():
         on_host = all(map(is_on_host, operands))
         return _execute_in_buckets(*operands, **parameters) if on_host else _lower(*operands, **parameters)
 

@@ -37,13 +37,13 @@ def call_concretely(function: Callable[[], T]) -> T:
     meanwhile one operation at a time, and compile each of them; in another thread there is no trace.
     """
     if not isinstance(_probe(), jax.core.Tracer):
-        with jax.disable_jit(False), _own_transfers():  # what was made for compiled calls takes numpy arrays too
+        with jax.disable_jit(False), own_transfers():  # what was made for compiled calls takes numpy arrays too
             return function()
     wide = _canonical(np.dtype(np.int64)) == np.int64
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
 
     def call() -> T:
-        with jax.enable_x64(wide), jax.default_device(device), _own_transfers():
+        with jax.enable_x64(wide), jax.default_device(device), own_transfers():
             return function()
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -51,7 +51,7 @@ def call_concretely(function: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def _own_transfers() -> Iterator[None]:
+def own_transfers() -> Iterator[None]:
     """A context in which data may go through numpy even under `jax.transfer_guard("disallow")`.
 
     That is to catch transfers that the user did not mean; "disallow_explicit" bars all, and these too.
@@ -86,7 +86,7 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
             "or mark it static (`jax.jit(..., static_argnames=...)`)"
         )
     if isinstance(shape, jax.Array):
-        with _own_transfers():
+        with own_transfers():
             shape = np.asarray(shape)  # inside `jit`, its elements would be tracers
     if isinstance(shape, np.ndarray) and shape.ndim == 0:
         raise TypeError(f"{expected}, got the scalar {shape}; one dimension is written ({shape},)")
@@ -202,7 +202,7 @@ def _narrow(name: str, array: jax.Array, dtype: np.dtype) -> jax.Array:
                 f"`{name}` must not be traced as {array.dtype} while `jax_enable_x64` is off, since {dtype} might not "
                 "hold its values; set `jax_enable_x64`, or cast them before tracing"
             )
-        with _own_transfers():
+        with own_transfers():
             _check_fits(name, np.asarray(array))
     with evaluate_if_concrete(array):
         return jax.lax.convert_element_type(array, dtype)
@@ -222,7 +222,7 @@ def _read(name: str, array: Any, part: str) -> jax.Array | np.ndarray:
         return _read_list(name, array, part)
     if isinstance(array, bool | int | float | complex):
         _check_fits(name, np.asarray(array))
-        with evaluate_if_concrete(array), _own_transfers():
+        with evaluate_if_concrete(array), own_transfers():
             return jnp.asarray(array)  # promotes as a Python scalar does
     if isinstance(array, bytes | bytearray):
         raise TypeError(f"{expected}, got {kind}; `np.frombuffer` reads it")
@@ -250,7 +250,7 @@ def _read_list(name: str, nested: Any, part: str) -> jax.Array | np.ndarray:
         if of_python or of_numpy:
             host = np.asarray(nested)
         else:
-            with evaluate_if_concrete(rows), _own_transfers():
+            with evaluate_if_concrete(rows), own_transfers():
                 return jnp.asarray(rows)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must be an array, got a {type(nested).__name__} of unequal lengths") from error
@@ -571,7 +571,7 @@ def _read_thresh(thresh: Any) -> np.ndarray:
     if not isinstance(thresh, np.generic | float | complex | bool) and not hasattr(thresh, "__array__"):
         raise TypeError(f"{expected}, got {_shown(thresh)}")  # numpy would read a container element by element
     try:
-        with _own_transfers():
+        with own_transfers():
             host = np.asarray(thresh)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{expected}, got {_shown(thresh)}") from error

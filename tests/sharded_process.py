@@ -5,6 +5,7 @@ Arguments: the number of processes, which of them this is, the port of the first
 
 import itertools
 import os
+import pickle
 import sys
 
 import jax
@@ -88,6 +89,10 @@ def add_and_check(mesh):
     # What is wrong anywhere raises everywhere.
     with pytest.raises(ValueError, match="`y` must be partitioned as `x`"):
         sharded.add(x, load_all(mesh)[1])
+    with pytest.raises(
+        ValueError, match="a `RowSharded` must lie in one process to be pickled, but this one holds a part"
+    ):
+        pickle.dumps(x)
     with pytest.raises(ValueError, match=r"`capacity` must be at least .* in shard 0; got 50"):
         sharded.from_shards(lambda start, stop: rows_of(0, start, stop), SHAPE, mesh, "rows", capacity=50)
 

@@ -234,6 +234,14 @@ class TestDense:
         expected = dense_of(matrices[0]) + dense_of(matrices[1]) + 2
         np.testing.assert_array_equal(sharded.add_n([x, dense, y]), expected)
 
+    def test_a_list_and_an_array_in_a_wrapper_are_dense_operands(self, matrices, pair):
+        class Parameter:
+            def __jax_array__(self):
+                return jnp.ones(SHAPE)
+
+        for dense in (np.ones(SHAPE).tolist(), Parameter()):
+            np.testing.assert_array_equal(sharded.add(pair[0], dense), dense_of(matrices[0]) + 1)
+
     def test_operands_may_be_cut_differently(self, matrices, pair, elsewhere):
         total = sharded.add_n([elsewhere, np.zeros(SHAPE, np.float32), pair[1]])
         np.testing.assert_array_equal(total, dense_of(matrices[0]) + dense_of(matrices[1]))
@@ -363,14 +371,22 @@ class TestFaults:
             (
                 lambda x, y: (x, y.matrix),
                 TypeError,
-                "`y` must be a `RowSharded` or an array, got BCOO; `partition` makes",
+                r"`y` must be a `RowSharded` or an array, got BCOO; "
+                r"`partition\(y, x.mesh, x.axis, row_starts=x.row_starts\)` makes one",
             ),
+            (
+                lambda x, y: (x.matrix, y.matrix),
+                TypeError,
+                "got BCOO; `partition` spreads its rows, or `jax_sparse_grad.add` adds on one device",
+            ),
+            (lambda x, y: (x, None), TypeError, "`y` must be a `RowSharded` or an array, got NoneType"),
             (lambda x, y: (host(x.data), host(x.data)), TypeError, "one of the operands must be a `RowSharded`"),
             (lambda x, y: (x, np.ones(3)), ValueError, r"`y` must have the shape of `x`; got \(3,\) and \(40, 30\)"),
             (
                 lambda x, y: (x, spread([y.matrix], "beside another axis")[0]),
                 ValueError,
-                "`y` must be spread over the mesh and axis of `x`; got axis 'rows' of ",
+                r"`y` must be spread over the mesh and axis of `x`; got axis 'rows' of .*; "
+                r"`partition\(y.matrix, x.mesh, x.axis\)` spreads it anew",
             ),
             (
                 lambda x, y: (x, jax.tree.map(lambda leaf: leaf[None], y)),
@@ -384,6 +400,13 @@ class TestFaults:
         for add in (sharded.add, jax.jit(sharded.add)):
             with pytest.raises(error, match=message):
                 add(*operands)
+
+    def test_what_jax_cannot_trace_is_named_too(self, pair):
+        remedy = r"`partition\(x, y.mesh, y.axis, row_starts=y.row_starts\)` makes one"
+        with pytest.raises(TypeError, match=f"`x` must be a `RowSharded` or an array, got csr_array; {remedy}"):
+            sharded.add(scipy.sparse.eye_array(3, format="csr"), pair[1])
+        with pytest.raises(TypeError, match=r"`operands\[1\]` must be .*, got float; a number has no shape"):
+            sharded.add_n([pair[0], 1.0])
 
     def test_capacity_of_a_dense_sum(self, pair):
         with pytest.raises(ValueError, match="`capacity` must not be given where an operand is dense"):

@@ -120,6 +120,9 @@ def test_a_shard_that_overflows_is_poisoned_and_named(x, balanced):
 def test_faults_are_named(x, balanced):
     with pytest.raises(TypeError, match="`x` must be a `RowSharded`, got BCOO; `partition` makes one"):
         sharded.repartition(x.matrix, balanced)
+    for move in (sharded.repartition, jax.jit(sharded.repartition)):
+        with pytest.raises(TypeError, match="`row_starts` must be integers, got RowSharded; pass its `row_starts`"):
+            move(x, x)
     with pytest.raises(TypeError, match="`row_starts` must be given where `x` is traced"):
         jax.jit(sharded.repartition)(x)
     with pytest.raises(ValueError, match="`row_starts` must ascend from 0 to 40"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ def add(x: Any, y: Any, *, capacity: int | None = None, assume_canonical: bool =
     """Add two row-sharded sparse matrices or tensors, or one of them and a dense one, differentiably in both.
 
     Args:
-      x: a `RowSharded` with values `[shards * capacity_x, *dense]`, or an array.
+      x: a `RowSharded` with values `[shards * capacity_x, *dense]`, or an array or list.
       y: the same, of the shape of `x`, at least one of the two a `RowSharded`. Two of these are spread over the same
         axis of the same mesh with equal `row_starts`; capacities may differ. Dtypes promote as in `jnp`.
       capacity: the number of entries that the sum stores in each shard, static. By default what the fullest shard needs
@@ -105,20 +106,20 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assum
     canonical = _validation.as_flag("assume_canonical", assume_canonical)
     named = dict(zip(names, operands, strict=True))
     sparse = {name: x for name, x in named.items() if isinstance(x, RowSharded)}
-    dense = [_as_dense(name, x) for name, x in named.items() if not isinstance(x, RowSharded)]
+    arrays = {name: _as_dense(name, x, sparse) for name, x in named.items() if name not in sparse}
     if not sparse:
         raise TypeError("one of the operands must be a `RowSharded`, got arrays only; add those by `+`")
-    shape = _containers.common_shape(names, operands)
-    layout, indices = common_pattern(sparse, alike=not dense, canonical=canonical)
+    shape = _containers.common_shape(names, [(sparse | arrays)[name] for name in names])
+    dense = tuple(arrays.values())
+    layout, starts, indices = common_pattern(sparse, alike=not dense, canonical=canonical)
     data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
     promoted = _validation.promote_values([*data, *dense])
-    values, arrays = promoted[: len(data)], promoted[len(data) :]
+    values, dense = promoted[: len(data)], promoted[len(data) :]
     if dense:
         if size is not None:
             raise ValueError(f"`capacity` must not be given where an operand is dense, for so is the sum; got {size}")
-        return _add_to_dense(layout, sum(arrays[1:], arrays[0]), indices, values)
+        return _add_to_dense(layout, sum(dense[1:], dense[0]), indices, values)
 
-    starts = tuple(x.row_starts for x in sparse.values())
     promise = canonical or None
     bound = most_in_shard(layout, indices)
     if not _validation.is_concrete(indices, starts):
@@ -132,18 +133,24 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assum
     else:
         plan = make_plan(layout, size, canonical, starts, indices)
         total = add_planned(plan, values)
-        # Through the mesh, lest the constants that they are under `jit` leave it replicated.
-        rows, nnz = on_shards(layout, lambda _, tree: tree, None, (plan.indices, plan.nnz))
+        rows, nnz = _as_sharded(layout, (plan.indices, plan.nnz))
     return RowSharded(total, rows, starts[0], nnz, shape, layout.mesh, layout.axis)
 
 
-def _as_dense(name: str, operand: Any) -> jax.Array:
-    if not isinstance(operand, jax.Array | np.ndarray):
-        raise TypeError(
-            f"`{name}` must be a `RowSharded` or an array, got {type(operand).__name__}; "
-            "`partition` makes one of a BCOO, a BCSR or a SciPy matrix"
+def _as_dense(name: str, operand: Any, sparse: dict[str, RowSharded]) -> jax.Array:
+    if isinstance(operand, jax.Array | np.ndarray | list | tuple) or hasattr(operand, "__jax_array__"):
+        return _validation.as_numeric(name, operand)
+    remedy = ""
+    if hasattr(operand, "todense"):
+        other = next(iter(sparse), None)
+        remedy = (
+            "; `partition` spreads its rows, or `jax_sparse_grad.add` adds on one device"
+            if other is None
+            else f"; `partition({name}, {other}.mesh, {other}.axis, row_starts={other}.row_starts)` makes one"
         )
-    return _validation.as_numeric(name, operand)
+    elif isinstance(operand, numbers.Number):
+        remedy = "; a number has no shape: add it to `data` for the entries, or `jnp.full` makes an array of it"
+    raise TypeError(f"`{name}` must be a `RowSharded` or an array, got {type(operand).__name__}{remedy}")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -183,6 +190,12 @@ def _sum_exactly(
         return guard_capacity(rows, layout, nnz, capacity, bound), total, nnz
     rows, total = cut(layout, exact_capacity(layout, nnz), (rows, total))
     return rows, total, nnz
+
+
+@partial(jax.jit, static_argnums=0)
+def _as_sharded(layout: Layout, tree: Any) -> Any:
+    """The same arrays, sharded also where they are constants under `jit`, which would leave them replicated."""
+    return on_shards(layout, lambda _, tree: tree, None, tree)
 
 
 @partial(jax.jit, static_argnums=0)

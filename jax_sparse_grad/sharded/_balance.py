@@ -30,14 +30,14 @@ def balanced_row_starts(operands: Any, shards: int | None = None) -> np.ndarray:
       shards: the number of shards; that of a `RowSharded` by default.
 
     Returns:
-      `[shards + 1]` int64 of numpy, ascending from 0 to the number of rows, for `partition`, `from_shards` and
-      `repartition`. No cut of whole rows has a smaller largest number of entries (of `RowSharded` operands, none but by
-      1 / 4096 of a shard: these are sampled where they lie, and all processes get the same answer). Time and memory
-      grow with the entries, not with the rows.
+      `[shards + 1]` int64 of numpy (uint64 where that holds more rows), ascending from 0 to the number of rows, for
+      `partition`, `from_shards` and `repartition`. No cut of whole rows has a smaller largest number of entries (of
+      `RowSharded` operands, none but by 1 / 4096 of a shard: these are sampled where they lie, and all processes get
+      the same answer). Time and memory grow with the entries, not with the rows.
 
     Raises:
       TypeError: an operand is neither sparse nor a `RowSharded`, or traced; `shards` is no int.
-      ValueError: the numbers of rows differ; there is no operand; `shards` is not positive.
+      ValueError: the numbers of rows differ; an index is negative; there is no operand; `shards` is not positive.
 
     Example:
       >>> import numpy as np, jax_sparse_grad as jsg
@@ -62,11 +62,11 @@ def balanced_row_starts(operands: Any, shards: int | None = None) -> np.ndarray:
                 raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
             count = operand.shards if count is None else count
             sample = _validation.call_concretely(partial(_sample_rows, operand))
-            rows.append(sample[0])
+            rows.append(sample[0].astype(starts_dtype(operand.shape[0])))
             weights.append(sample[1])
         else:
             indices, _, _ = _containers.host_entries(name, operand)
-            rows.append(indices[:, 0])
+            rows.append(indices[:, 0].astype(starts_dtype(operand.shape[0])))
             weights.append(np.full(len(indices), SAMPLE, np.int64))
         sizes.append(operand.shape[0])
         if sizes[-1] != sizes[0]:
@@ -88,7 +88,7 @@ def _sample(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
         entries = _keys.is_entry(rows, layout.shape)
         nnz = jnp.sum(entries, dtype=jnp.int32)
         # Those of entries come first, in their order, whatever padding lies between them.
-        first = jnp.sort(jnp.where(entries, rows[:, 0], layout.shape[0]))
+        first = jnp.sort(jnp.where(entries, rows[:, 0], np.asarray(layout.shape[0], rows.dtype)))
         places = (jnp.arange(SAMPLE) + 0.5) / SAMPLE
         return from_all_shards(layout, (at(first, (places * nnz).astype(jnp.int32)), nnz))
 
@@ -101,7 +101,7 @@ def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> 
     Rows may stand in any order and more than once; their weights are whole numbers. The least bound that greedily
     filled ranges keep is found by halving: whether they do takes one binary search for each range.
     """
-    distinct, place = np.unique(rows, return_inverse=True)
+    distinct, place = np.unique(rows.astype(starts_dtype(n_rows), copy=False), return_inverse=True)
     through = np.zeros(len(distinct) + 1, np.int64)  # the weight of all distinct rows before each
     np.add.at(through, place + 1, weights)
     heaviest = int(through.max(initial=0))
@@ -118,18 +118,25 @@ def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> 
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if cut(middle)[-1] == len(distinct) else (middle + 1, high)
-    starts: np.ndarray = np.append(distinct, n_rows)[cut(low)]
+    starts: np.ndarray = np.append(distinct, np.asarray(n_rows, distinct.dtype))[cut(low)]
     starts[0] = 0
     return starts
 
 
 def even_starts(n_rows: int, shards: int) -> np.ndarray:
     """The starts of `shards` ranges of equally many rows, as far as that goes."""
-    return np.array([n_rows * k // shards for k in range(shards + 1)], np.int64)
+    return np.array([n_rows * k // shards for k in range(shards + 1)], starts_dtype(n_rows))
+
+
+def starts_dtype(n_rows: int) -> np.dtype:
+    """The dtype of starts on the host: it holds every row number, and the number of rows."""
+    return np.dtype(np.int64 if n_rows <= np.iinfo(np.int64).max else np.uint64)
 
 
 def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> np.ndarray:
     """Concrete starts of `shards` ranges that cover all rows."""
+    if isinstance(row_starts, RowSharded):
+        raise TypeError("`row_starts` must be integers, got RowSharded; pass its `row_starts`")
     starts = np.asarray(row_starts)
     if not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"`row_starts` must be integers, got {starts.dtype}")
@@ -137,4 +144,4 @@ def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> np.ndarray:
         raise ValueError(f"`row_starts` must have shape {(shards + 1,)}, one more than shards; got {starts.shape}")
     if starts[0] != 0 or starts[-1] != n_rows or np.any(starts[1:] < starts[:-1]):
         raise ValueError(f"`row_starts` must ascend from 0 to {n_rows}, the number of rows; got {starts}")
-    return starts.astype(np.int64)
+    return starts.astype(starts_dtype(n_rows))

@@ -16,7 +16,7 @@ import numpy as np
 from jax_sparse_grad import _keys, _validation
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._primitives import all_true
-from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, own_range
+from jax_sparse_grad.sharded._mesh import Layout, cast, from_all_shards, on_shards, own_range
 from jax_sparse_grad.sharded._operand import RowSharded, layout_of
 
 T = TypeVar("T")
@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 def common_pattern(
     operands: dict[str, RowSharded], *, alike: bool, canonical: bool
-) -> tuple[Layout, tuple[jax.Array, ...]]:
-    """The layout of all operands and their indices, in one dtype, on the condition that they are what the caller says.
+) -> tuple[Layout, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """The layout of all operands, their `row_starts` and indices, in one dtype, if they are what the caller says.
 
     That is: each shard holds rows of its own range; if `alike`, all operands have the same ranges; if `canonical`, each
     shard is (of that, only `checkify` is told).
@@ -34,24 +34,26 @@ def common_pattern(
     names = [f"{name}.indices" for name in operands]
     arrays = [_validation.as_integers(name, x.indices) for name, x in zip(names, operands.values(), strict=True)]
     indices = _validation.promote_indices(names, arrays, layout.shards)
-    (first_name, first), *_ = operands.items()
-    concrete = _validation.is_concrete(indices, [x.row_starts for x in operands.values()])
+    dtype = indices[0].dtype
+    first_name, *_ = operands
+    _validation.check_sizes_fit(f"{first_name}.shape", layout.shape, dtype)
+    row_starts = tuple(cast(x.row_starts, dtype) for x in operands.values())
+    concrete = _validation.is_concrete(indices, row_starts)
 
-    def guard_operand(name: str, x: RowSharded, rows: jax.Array) -> jax.Array:
-        if alike and x is not first:
+    def guard_operand(name: str, starts: jax.Array, rows: jax.Array) -> jax.Array:
+        if alike and starts is not row_starts[0]:
             message = (
                 f"`{name}` must be partitioned as `{first_name}`; its row_starts are {{starts}}, not {{expected}}; "
                 f"`repartition({name}, {first_name}.row_starts)` moves its rows"
             )
-            same = _are_equal(x.row_starts, first.row_starts)
-            rows = guard(rows, same, message, starts=x.row_starts, expected=first.row_starts)
-        rows = guard_rows(layout, name, x.row_starts, rows)
+            rows = guard(rows, _are_equal(starts, row_starts[0]), message, starts=starts, expected=row_starts[0])
+        rows = guard_rows(layout, name, starts, rows)
         return _guard_canonical(layout, name, rows) if canonical and not concrete else rows
 
     def guard_all() -> tuple[jax.Array, ...]:
-        return tuple(guard_operand(*item, rows) for item, rows in zip(operands.items(), indices, strict=True))
+        return tuple(map(guard_operand, operands, row_starts, indices))
 
-    return layout, _validation.call_concretely(guard_all) if concrete else guard_all()
+    return layout, row_starts, _validation.call_concretely(guard_all) if concrete else guard_all()
 
 
 def common_layout(operands: dict[str, Any]) -> Layout:
@@ -61,7 +63,8 @@ def common_layout(operands: dict[str, Any]) -> Layout:
         if (x.mesh, x.axis) != (first.mesh, first.axis):
             raise ValueError(
                 f"`{name}` must be spread over the mesh and axis of `{first_name}`; "
-                f"got axis {x.axis!r} of {x.mesh} and axis {first.axis!r} of {first.mesh}"
+                f"got axis {x.axis!r} of {x.mesh} and axis {first.axis!r} of {first.mesh}; "
+                f"`partition({name}.matrix, {first_name}.mesh, {first_name}.axis)` spreads it anew"
             )
         if x.indices.ndim != 2 or x.data.shape[:1] != x.indices.shape[:1] or x.indices.shape[0] % x.shards:
             raise ValueError(
@@ -168,7 +171,7 @@ def is_sound(layout: Layout, row_starts: tuple[jax.Array, ...], indices: tuple[j
     for starts in row_starts[1:]:
         sound &= jnp.all(starts == row_starts[0])
     for rows in indices:
-        sound &= all_true(~_is_elsewhere(rows, low.astype(rows.dtype), high.astype(rows.dtype), layout.shape[0]))
+        sound &= all_true(~_is_elsewhere(rows, low, high, layout.shape[0]))
     return sound
 
 

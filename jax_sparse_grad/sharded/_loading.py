@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,8 +26,9 @@ def partition(operand: Any, mesh: Any, axis: Any, *, row_starts: Any = None, cap
     """Spread the rows of a sparse matrix or tensor over an axis of a device mesh.
 
     Args:
-      operand: a BCOO (without batch dimensions), a BCSR or a SciPy matrix or array, concrete. In a program of several
-        processes, each gives the same, and puts the shards of its own devices there (`from_shards` needs less).
+      operand: a BCOO (without batch dimensions), a BCSR or a SciPy matrix or array, concrete. Index rows beyond
+        the shape are padding, as everywhere in JAX, and left out. In a program of several processes, each gives the
+        same, and puts the shards of its own devices there (`from_shards` needs less).
       mesh: a `jax.sharding.Mesh`.
       axis: the name of one of its axes, or a tuple of names.
       row_starts: `[shards + 1]`, the first row of each shard and the number of rows. By default those that balance the
@@ -39,7 +41,7 @@ def partition(operand: Any, mesh: Any, axis: Any, *, row_starts: Any = None, cap
 
     Raises:
       TypeError: an argument has the wrong type, or is traced.
-      ValueError: indices lie outside the shape; `row_starts` does not ascend from 0 to the number of rows; a shard has
+      ValueError: an index is negative; `row_starts` does not ascend from 0 to the number of rows; a shard has
         more entries than `capacity` (the error names it); `axis` is none of the mesh's.
 
     Example:
@@ -87,7 +89,7 @@ def from_shards(
     Args:
       load: `load(start, stop)` gives the rows `start ... stop - 1` as a BCOO, a BCSR or a SciPy matrix of
         `stop - start` rows, numbered from 0 (as the slice `matrix[start:stop]` is). Called once for each shard that has
-        a device in this process. All of them have one dtype.
+        a device in this process. All of them have the same dtypes.
       shape: the dense shape of the whole, static.
       mesh: a `jax.sharding.Mesh`, of one process or of many (`jax.distributed`).
       axis: the name of one of its axes, or a tuple of names.
@@ -101,7 +103,7 @@ def from_shards(
 
     Raises:
       TypeError: an argument has the wrong type; `load` gives something that is no sparse matrix.
-      ValueError: what `load` gives has the wrong shape or dtype, or indices outside of it; a shard has more entries
+      ValueError: what `load` gives has the wrong shape or dtype, or a negative index; a shard has more entries
         than `capacity`. What goes wrong in one process, an exception in `load` included, raises in all of them.
 
     Example:
@@ -118,7 +120,9 @@ def from_shards(
     """
     whole = _validation.as_shape("shape", shape)
     if not callable(load):
-        raise TypeError(f"`load` must be a function of two row numbers, got {type(load).__name__}")
+        raise TypeError(
+            f"`load` must be a function of two row numbers, got {type(load).__name__}; `partition` takes a whole matrix"
+        )
     if not whole:
         raise ValueError("`shape` must have rows, got ()")
     mesh = _validation.as_mesh(mesh)
@@ -137,7 +141,7 @@ def from_shards(
             piece = _load_piece(load, int(starts[shard]), int(starts[shard + 1]), whole)
             facts[shard] = len(piece.indices), piece.kind
             if placed is None:
-                pieces[shard] = piece
+                pieces[shard] = piece._replace(values=piece.values.copy())  # `load` may fill one buffer again and again
             elif len(piece.indices) <= placed.capacity:
                 placed.put(shard, *piece)
     except Exception as error:
@@ -153,7 +157,7 @@ def from_shards(
         )
     if np.any(kinds != kinds[0]):
         raise ValueError(
-            "`load` must give all shards in one dtype and with one number of dense dimensions; "
+            "`load` must give all shards in the same dtypes and with the same dense dimensions; "
             f"shard {np.argmax(kinds != kinds[0])} differs from shard 0"
         )
     if placed is None:
@@ -187,11 +191,16 @@ def _load_piece(load: Callable[[int, int], Any], start: int, stop: int, whole: t
     if shape != (stop - start, *whole[1:]):
         raise ValueError(f"`{name}` must have shape {(stop - start, *whole[1:])}, got {shape}")
     sizes = whole[: indices.shape[1]]
-    dtype = _containers.index_dtype(sizes)
+    dtype = _index_dtype(indices.dtype, sizes)
     _validation.check_sizes_fit("shape", sizes, dtype)
     indices, values = _in_order(indices.astype(dtype), values)
     indices[:, 0] += np.asarray(start, dtype)  # a copy by `astype`, or of it
     return _Piece(indices, values, sizes)
+
+
+def _index_dtype(loaded: np.dtype, sizes: tuple[int, ...]) -> np.dtype:
+    """The dtype that the indices of one shard came in, if it holds those of the whole."""
+    return loaded if max(sizes) <= jnp.iinfo(loaded).max else _containers.index_dtype(sizes)
 
 
 def _local_shards(mesh: Mesh, axis: Axis) -> dict[int, list[jax.Device]]:

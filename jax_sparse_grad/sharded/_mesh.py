@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_sparse_grad import _validation
 from jax_sparse_grad._checks import join_errors
 from jax_sparse_grad._primitives import at
 
@@ -61,7 +62,8 @@ def from_all_shards(layout: Layout, tree: T) -> T:
     """The arrays of all shards, stacked: `[shards, ...]`, the same on all devices (`shard_map` knows that of sums)."""
 
     def stack(array: jax.Array) -> jax.Array:
-        wide = array.astype(jnp.promote_types(array.dtype, np.int32))  # not all collectives know narrow integers
+        # Not all collectives know narrow integers.
+        wide = array.astype(jnp.int32) if array.dtype.itemsize < 4 else array
         slots = jnp.zeros((layout.shards, *wide.shape), wide.dtype)
         return lax.psum(slots.at[lax.axis_index(layout.axis)].set(wide), layout.axis)
 
@@ -72,6 +74,14 @@ def own_range(layout: Layout, row_starts: jax.Array) -> tuple[jax.Array, jax.Arr
     """The first row of this device's range, and the one behind its last."""
     shard = lax.axis_index(layout.axis)
     return at(row_starts, shard), at(row_starts, shard + 1)
+
+
+def cast(array: jax.Array, dtype: np.dtype) -> jax.Array:
+    """The array in another dtype, concrete inside `jit` too if it was."""
+    if array.dtype == dtype:
+        return array
+    with _validation.evaluate_if_concrete(array):
+        return array.astype(dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

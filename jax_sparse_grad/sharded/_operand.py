@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards
+from jax_sparse_grad.sharded._saving import Savable
 
 
 @partial(
@@ -19,11 +20,12 @@ from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards
     meta_fields=["shape", "mesh", "axis"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class RowSharded:
+class RowSharded(Savable):
     """A sparse matrix or tensor whose rows (indices of its first dimension) are spread over an axis of a device mesh.
 
     Made by `partition`, `from_shards`, `repartition` and sums. A pytree, of which gradients and optimisers should see
-    `data` alone: `x.with_data(values)` puts other values on the same pattern.
+    `data` alone: `x.with_data(values)` puts other values on the same pattern. A pickle, and what
+    `jax.export` writes, names the devices of the mesh by their ids, which a process that reads it must have.
 
     Attributes:
       data: `[shards * capacity, *dense]`, the values, sharded along their first axis.
@@ -99,13 +101,24 @@ class RowSharded:
           >>> x.with_data(2 * x.data).matrix.todense().diagonal().tolist()
           [2.0, 2.0, 2.0]
         """
-        data = _validation.as_values("data", data, self.indices.shape[0], "indices")
+        data = as_values("data", data, self.indices.shape[0], "indices")
         shape = self.shape[: self.indices.shape[1]] + data.shape[1:]
         return dataclasses.replace(self, data=data, shape=shape)
 
     def __repr__(self) -> str:
         dtype = getattr(self.data, "dtype", None)  # no array while JAX handles the tree
         return f"RowSharded({dtype}{list(self.shape)}, shards={self.shards}, axis={self.axis!r})"
+
+
+def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
+    """Numeric values `[nnz, *dense]` of the entries of all shards, which are not those of a matrix on one device."""
+    if isinstance(values, RowSharded):
+        raise TypeError(f"`{name}` must be an array, got RowSharded; pass its `data`")
+    if hasattr(values, "todense"):
+        raise TypeError(
+            f"`{name}` must be an array, got {type(values).__name__}; `partition` it and pass the `data` of that"
+        )
+    return _validation.as_values(name, values, nnz, indices_name)
 
 
 def layout_of(x: RowSharded) -> Layout:

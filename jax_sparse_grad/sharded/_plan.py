@@ -17,7 +17,8 @@ from jax_sparse_grad._plan import Form, unite_patterns
 from jax_sparse_grad._union import Union, entry_counts, truncate
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, cut, on_shards
-from jax_sparse_grad.sharded._operand import RowSharded
+from jax_sparse_grad.sharded._operand import RowSharded, as_values
+from jax_sparse_grad.sharded._saving import Savable
 
 
 @partial(
@@ -26,10 +27,11 @@ from jax_sparse_grad.sharded._operand import RowSharded
     meta_fields=["shape", "mesh", "axis"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ShardedPlan:
+class ShardedPlan(Savable):
     """The symbolic phase of a sum of row-sharded operands, ready to add their values as often as wanted.
 
-    Made by `plan_sparse_add`. A pytree of integer arrays and flags, all sharded over the axis but `row_starts`.
+    Made by `plan_sparse_add`. A pytree of integer arrays and flags, all sharded over the axis but `row_starts`. Pickled
+    and exported as a `RowSharded` is.
 
     Attributes:
       indices: `[shards * capacity, ndims]`; each shard lexicographically sorted, unique, padding last.
@@ -97,12 +99,14 @@ class ShardedPlan:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
         sizes = [size for counts in entry_counts(self.union) for size in counts]
         if len(values) != len(sizes):
+            listed = len(values) == 1 and isinstance(values[0], list | tuple)
             raise ValueError(
                 f"`values` must be given for each of the {len(sizes)} operands of the plan, got {len(values)}"
+                + ("; unpack the list, by `plan(*values)`" if listed else "")
             )
         names = [f"values[{k}]" for k in range(len(values))]
         arrays = [
-            _validation.as_values(name, array, size * shards, f"operands[{k}].indices")
+            as_values(name, array, size * shards, f"operands[{k}].indices")
             for k, (name, array, size) in enumerate(zip(names, values, sizes, strict=True))
         ]
         return add_planned(self, _validation.as_common_values(names, arrays))
@@ -129,7 +133,7 @@ class ShardedPlan:
           >>> plan.with_data(plan(x.data, 2 * x.data)).matrix.todense().trace().item()
           48.0
         """
-        data = _validation.as_values("data", data, self.indices.shape[0], "indices")
+        data = as_values("data", data, self.indices.shape[0], "indices")
         shape = self.shape + data.shape[1:]
         return RowSharded(data, self.indices, self.row_starts, self.nnz, shape, self.mesh, self.axis)
 
@@ -169,12 +173,15 @@ def plan_sparse_add(*operands: RowSharded, capacity: int | None = None, assume_c
         raise ValueError("`operands` must hold at least one operand")
     for k, x in enumerate(operands):
         if not isinstance(x, RowSharded):
-            raise TypeError(f"`operands[{k}]` must be a `RowSharded`, got {type(x).__name__}")
+            raise TypeError(
+                f"`operands[{k}]` must be a `RowSharded`, got {type(x).__name__}; "
+                "`partition` makes one of a matrix, and several are passed one by one, not in a list"
+            )
     size = _validation.as_capacity(capacity)
     canonical = _validation.as_flag("assume_canonical", assume_canonical)
     named = {f"operands[{k}]": x for k, x in enumerate(operands)}
-    layout, indices = common_pattern(named, alike=True, canonical=canonical)
-    return make_plan(layout, size, canonical, tuple(x.row_starts for x in operands), indices)
+    layout, starts, indices = common_pattern(named, alike=True, canonical=canonical)
+    return make_plan(layout, size, canonical, starts, indices)
 
 
 def make_plan(

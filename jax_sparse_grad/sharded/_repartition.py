@@ -80,7 +80,7 @@ def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None =
         row_starts = balanced_row_starts(dataclasses.replace(x, data=x.indices))
     indices = _validation.as_integers("x.indices", x.indices)
     data = _validation.as_numeric("x.data", x.data)
-    if _validation.is_concrete(row_starts):
+    if _validation.is_concrete(row_starts) or isinstance(row_starts, RowSharded):
         row_starts = as_row_starts(row_starts, layout.shape[0], layout.shards).astype(indices.dtype)
         starts = jnp.asarray(row_starts)
     else:
@@ -109,7 +109,8 @@ def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None =
 def _guard_starts(layout: Layout, starts: jax.Array) -> jax.Array:
     if starts.shape != (layout.shards + 1,):
         raise ValueError(f"`row_starts` must have shape {(layout.shards + 1,)}; got {starts.shape}")
-    ok = (starts[0] == 0) & (starts[-1] == layout.shape[0]) & jnp.all(starts[1:] >= starts[:-1])
+    n_rows = np.asarray(layout.shape[0], starts.dtype)
+    ok = (starts[0] == 0) & (starts[-1] == n_rows) & jnp.all(starts[1:] >= starts[:-1])
     message = f"`row_starts` must ascend from 0 to {layout.shape[0]}, the number of rows; got {{starts}}"
     return guard(starts, ok, message, starts=starts)
 

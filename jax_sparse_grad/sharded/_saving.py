@@ -1,0 +1,101 @@
+"""What leaves the process: a mesh as a description of its devices, arrays as those of the host."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, ClassVar, Self
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def describe_mesh(mesh: Mesh) -> dict[str, Any]:
+    """What `mesh_of` makes a mesh of again, in another process too; lists, ints and strings."""
+    ids = np.array([device.id for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+    return {
+        "device_ids": ids.tolist(),
+        "axis_names": list(mesh.axis_names),
+        "axis_types": [kind.name for kind in mesh.axis_types],
+    }
+
+
+def mesh_of(description: dict[str, Any]) -> Mesh:
+    """The mesh of the devices of this program that have the same ids."""
+    ids = np.array(description["device_ids"], int)
+    names = description["axis_names"]
+    devices = {device.id: device for device in jax.devices()}
+    missing = sorted(set(ids.ravel().tolist()) - set(devices))
+    if missing:
+        axes = dict(zip(names, ids.shape, strict=True))
+        raise ValueError(
+            f"a mesh of {ids.size} devices (axes {axes}) needs devices of the same ids; {missing} are missing from the "
+            f"{len(devices)} of this program, of platform {jax.default_backend()!r}; start it with as many (on CPUs by "
+            f"`XLA_FLAGS=--xla_force_host_platform_device_count={ids.max() + 1}`), or save from a smaller mesh"
+        )
+    found = np.array([devices[device] for device in ids.flat], object).reshape(ids.shape)
+    return Mesh(found, names, axis_types=tuple(AxisType[kind] for kind in description["axis_types"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _HostArray:
+    """An array on the host, and how it was spread over the mesh; `spec` is None if it was not."""
+
+    values: np.ndarray
+    spec: tuple[Any, ...] | None
+
+    def on(self, mesh: Mesh) -> jax.Array:
+        """The array as it was before it came to the host."""
+        if self.spec is None:
+            return jax.numpy.array(self.values)
+
+        def copied(index: Any) -> np.ndarray:
+            return np.array(self.values[index])  # pickle may have lent memory that is not ours
+
+        return jax.make_array_from_callback(self.values.shape, NamedSharding(mesh, PartitionSpec(*self.spec)), copied)
+
+
+class Savable:
+    """A dataclass of arrays on a mesh, which cannot be pickled itself: the devices belong to the process.
+
+    In a pickle, arrays are on the host, and the mesh is described by the ids of its devices, which find it again.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    mesh: Mesh
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "mesh"}
+        saved = jax.tree.map(lambda leaf: _to_host(type(self).__name__, self.mesh, leaf), fields)
+        return _restore, (type(self), describe_mesh(self.mesh), saved)
+
+    def __copy__(self) -> Self:
+        return dataclasses.replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied: Self = jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self)
+        return copied
+
+
+def _to_host(name: str, mesh: Mesh, leaf: Any) -> Any:
+    if isinstance(leaf, jax.core.Tracer):
+        raise TypeError(f"a `{name}` must be concrete to be pickled, got a traced array; do so outside of `jit`")
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+        raise ValueError(
+            f"a `{name}` must lie in one process to be pickled, but this one holds a part of it only; save the "
+            "`addressable_shards` of its arrays in each process (as Orbax does), or gather them by "
+            "`jax.experimental.multihost_utils.process_allgather(..., tiled=True)`"
+        )
+    spec = None
+    if isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh:
+        spec = tuple(leaf.sharding.spec)
+    return _HostArray(np.asarray(leaf), spec)
+
+
+def _restore(kind: type, description: dict[str, Any], saved: dict[str, Any]) -> Any:
+    mesh = mesh_of(description)
+    fields = jax.tree.map(lambda leaf: leaf.on(mesh) if isinstance(leaf, _HostArray) else leaf, saved)
+    return kind(mesh=mesh, **fields)
