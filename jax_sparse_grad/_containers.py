@@ -341,7 +341,7 @@ def _add_to_dense(
 def scatter_add(
     dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...], shape: tuple[int, ...]
 ) -> jax.Array:
-    """The dense array with values added at indices; its transpose is a gather."""
+    """The dense array with values added at indices, rounded once; its transpose is a gather."""
     if dense.size == 0:
         return dense
 
@@ -355,5 +355,15 @@ def scatter_add(
         return dense.at[cells].add(added, mode="promise_in_bounds", wrap_negative_indices=False)
 
     for rows, each in zip(indices, values, strict=True):
-        dense = map_batches(add_to, rows.ndim - 2)(dense, rows, each)
-    return dense
+        total = map_batches(add_to, rows.ndim - 2)(total, rows, each.astype(wide))
+    return total.astype(dense.dtype)
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+    """What numbers of a dtype are summed in: narrow floats would stop growing, and few machines add half a byte."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        # The lowest bits are those of a sum of narrow integers.
+        return np.dtype(np.int8) if jnp.iinfo(dtype).bits < 8 else dtype
+    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+    wide = _wide(dense.dtype)
+    total = dense.astype(wide)
