@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(jsg.__file__).parent
 # Each module may import only those above it.
 ROOMS = [
     "_validation",
+    "_auto_axes",
     "_checks",
     "_primitives",
     "_keys",
