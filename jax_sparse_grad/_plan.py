@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sparse_grad import _buckets, _keys, _union, _validation
+from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._keys import Space, space_of
 from jax_sparse_grad._numeric import add_values
@@ -57,6 +58,7 @@ class SparseAddPlan:
     def __repr__(self) -> str:
         return f"SparseAddPlan(shape={self.shape}, nse={self.nse})"
 
+    @on_auto_axes
     def __call__(self, *values: Any) -> jax.Array:
         """Add the values of all operands.
 
@@ -94,6 +96,7 @@ class SparseAddPlan:
         return add_values(self.union, _validation.as_common_values(names, arrays))
 
 
+@on_auto_axes
 def plan_sparse_add(*indices: Any, shape: Any, nse: Any = None, assume_canonical: bool = False) -> SparseAddPlan:
     """Do the symbolic phase of adding sparse tensors: unite their patterns once, to add values as often as wanted.
 

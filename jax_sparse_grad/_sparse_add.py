@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad import _union, _validation
+from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._buckets import bucket, resize
 from jax_sparse_grad._keys import Space, space_of
 from jax_sparse_grad._numeric import add_values
@@ -56,6 +57,7 @@ def _unflatten_output(shape: tuple[int, ...], leaves: Iterable[Any]) -> SparseAd
 jax.tree_util.register_pytree_with_keys(SparseAddOutput, _flatten_output, _unflatten_output)
 
 
+@on_auto_axes
 def sparse_add(
     a_indices: Any,
     a_values: Any,

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jax_sparse_grad import _keys, _union, _validation
+from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._buckets import buckets, resize
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._keys import Keys, Space
@@ -29,6 +30,7 @@ class SparseAddGradOutput(NamedTuple):
     b_val_grad: jax.Array
 
 
+@on_auto_axes
 def sparse_add_grad(
     backprop_val_grad: Any, a_indices: Any, b_indices: Any, sum_indices: Any, *, shape: Any = None
 ) -> SparseAddGradOutput:

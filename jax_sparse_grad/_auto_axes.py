@@ -1,0 +1,76 @@
+"""Sums of arrays that lie on a mesh with `Explicit` axes.
+
+There JAX must know the sharding of every intermediate result, and stops at many operations that a sum consists of. So
+they run with these axes switched to `Auto`, where XLA finds the shardings, and only what comes out is given one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
+
+from jax_sparse_grad._validation import call_concretely
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def on_auto_axes(function: F) -> F:
+    """`function`, whose arguments may hold arrays on `Explicit` axes; what it gives is not divided along these.
+
+    (Under `vmap` over a divided axis, its results are divided along that axis, too.)
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        mesh = explicit_mesh((args, keywords))
+        if mesh is None:
+            return function(*args, **keywords)
+        return call_on_auto_axes(lambda tree: function(*tree[0], **tree[1]), (args, keywords), mesh, PartitionSpec())
+
+    return call  # type: ignore[return-value]
+
+
+def explicit_mesh(tree: Any) -> AbstractMesh | None:
+    """The mesh with `Explicit` axes that an array of the tree lies on."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            mesh = jax.typeof(leaf).sharding.mesh
+            if AxisType.Explicit in mesh.axis_types:
+                return mesh
+    return None
+
+
+def call_on_auto_axes(function: Callable[[Any], Any], tree: Any, mesh: AbstractMesh, specs: Any) -> Any:
+    """`function(tree)` with the `Explicit` axes of the mesh switched to `Auto`.
+
+    `specs`: how the result is divided, a tree prefix of it.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    # What is concrete stays so, lest sums be longer than they need to be: no trace stages it.
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    through = [k for k, leaf in enumerate(leaves) if isinstance(leaf, jax.core.Tracer if traced else jax.Array)]
+    fixed = leaves if not traced else call_concretely(lambda: [_switch(leaf) for leaf in leaves])
+
+    def call(*arrays: jax.Array) -> Any:
+        given = dict(zip(through, arrays, strict=True))
+        return function(jax.tree.unflatten(treedef, [given.get(k, leaf) for k, leaf in enumerate(fixed)]))
+
+    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    out = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    return auto_axes(call, axes=axes, out_sharding=out)(*(leaves[k] for k in through))
+
+
+def _switch(leaf: Any) -> Any:
+    """A concrete array, on the same devices but with `Auto` axes; anything else as it is."""
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        return leaf
+    sharding = leaf.sharding
+    if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
+        return leaf
+    kinds = tuple(AxisType.Auto if kind == AxisType.Explicit else kind for kind in sharding.mesh.axis_types)
+    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names, axis_types=kinds)
+    return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
