@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.sparse import BCOO, BCSR
 
-from jax_sparse_grad import _buckets, _keys, _union, _validation
+from jax_sparse_grad import _buckets, _containers, _keys, _union, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._keys import Space, space_of
@@ -21,7 +22,7 @@ from jax_sparse_grad._union import Union, entry_counts
 T = TypeVar("T")
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["indices", "union"], meta_fields=["shape", "nse"])
+@partial(jax.tree_util.register_dataclass, data_fields=["indices", "union", "indptr"], meta_fields=["shape", "nse"])
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SparseAddPlan:
     """The symbolic phase of a sparse addition, ready to add values of its operands as often as wanted.
@@ -33,14 +34,16 @@ class SparseAddPlan:
       indices: `[nse, ndims]`, lexicographically sorted, unique; behind the `nnz` entries follows padding, whose every
         index equals the shape.
       union: where the entries of the operands went.
-      shape: the dense shape, a tuple of ints (static).
+      shape: the sparse shape, a tuple of ints (static).
       nse: the number of stored entries of the sum (static).
+      indptr: `[rows + 1]`, the number of entries before each row if the operands are BCSR, else None.
     """
 
     indices: jax.Array
     union: Union
     shape: tuple[int, ...]
     nse: int
+    indptr: jax.Array | None = None
 
     @property
     def nnz(self) -> jax.Array:
@@ -55,8 +58,39 @@ class SparseAddPlan:
         """The number of sparse dimensions (static)."""
         return len(self.shape)
 
+    @property
+    def slots(self) -> tuple[jax.Array, ...]:
+        """For operand k `[nnz_k]` int32, the place of each of its entries in the sum; `nse` where it has none.
+
+        It has none if it is padding, or beyond the room of a plan that has overflowed. Assembly adds into a given
+        pattern by it:
+
+          >>> import jax.numpy as jnp, jax_sparse_grad as jsg
+          >>> system, element = jnp.array([[0, 0], [0, 1], [1, 1]]), jnp.array([[1, 1], [0, 0]])
+          >>> plan = jsg.plan_sparse_add(system, element, shape=(2, 2))
+          >>> [slots.tolist() for slots in plan.slots]
+          [[0, 1, 2], [2, 0]]
+          >>> jnp.zeros(plan.nse).at[plan.slots[1]].add(jnp.array([5., 7.]), mode="drop").tolist()
+          [7.0, 0.0, 5.0]
+
+        """
+        self._check_single()
+
+        def find() -> tuple[jax.Array, ...]:
+            return tuple(jnp.minimum(slots, self.nse) for slots in _union.slots_of(self.union))
+
+        return _validation.call_concretely(find) if _validation.is_concrete(self) else find()
+
     def __repr__(self) -> str:
-        return f"SparseAddPlan(shape={self.shape}, nse={self.nse})"
+        try:
+            nnz = ", ".join(str(size) for counts in entry_counts(self.union) for size in counts)
+        except AttributeError:  # no arrays, while JAX handles the tree
+            nnz = "..."
+        return f"SparseAddPlan(shape={self.shape}, nse={self.nse}, operands of nnz {nnz})"
+
+    def _check_single(self) -> None:
+        if self.nnz.ndim:
+            raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
 
     @on_auto_axes
     def __call__(self, *values: Any) -> jax.Array:
@@ -82,37 +116,73 @@ class SparseAddPlan:
         Linear in the values, under every JAX transformation; the derivative only gathers.
         """
         sizes = [size for counts in entry_counts(self.union) for size in counts]
-        if self.nnz.ndim:
-            raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
+        self._check_single()
         if len(values) != len(sizes):
+            listed = len(values) == 1 and isinstance(values[0], list | tuple)
             raise ValueError(
                 f"`values` must be given for each of the {len(sizes)} operands of the plan, got {len(values)}"
+                + ("; unpack the list, `plan(*values)`" if listed else "")
             )
         names = [f"values[{k}]" for k in range(len(values))]
         arrays = [
-            _validation.as_values(name, array, size, f"indices[{k}]")
+            _validation.as_values(name, array, size, f"operands[{k}]")
             for k, (name, array, size) in enumerate(zip(names, values, sizes, strict=True))
         ]
         return add_values(self.union, _validation.as_common_values(names, arrays))
 
+    @on_auto_axes
+    def with_data(self, *values: Any) -> BCOO | BCSR:
+        """Add the values of all operands, and give the sum as a matrix.
+
+        Args:
+          *values: as for a call of the plan.
+
+        Returns:
+          A BCSR if the plan was made of BCSR alone, else a BCOO; sorted, unique, padding last. It shares the indices of
+          the plan. Its shape is that of the plan and of the dense dimensions of the values.
+
+        Raises:
+          TypeError: as for a call.
+          ValueError: as for a call.
+
+        Example:
+          >>> import jax.numpy as jnp, jax_sparse_grad as jsg
+          >>> from jax.experimental.sparse import BCOO
+          >>> x, y = (BCOO.fromdense(jnp.eye(3, k=k)) for k in (0, 1))
+          >>> plan = jsg.plan_sparse_add(x, y)
+          >>> total = plan.with_data(x.data, 2 * y.data)
+          >>> total, total.todense().tolist()
+          (BCOO(float32[3, 3], nse=5), [[1.0, 2.0, 0.0], [0.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
+        """
+        data = self(*values)
+        shape = self.shape + data.shape[1:]
+        if self.indptr is None:
+            return BCOO((data, self.indices), shape=shape, indices_sorted=True, unique_indices=True)
+        columns = (data, self.indices[:, 1], self.indptr)
+        return BCSR(columns, shape=shape, indices_sorted=True, unique_indices=True)
+
 
 @on_auto_axes
-def plan_sparse_add(*indices: Any, shape: Any, nse: Any = None, assume_canonical: bool = False) -> SparseAddPlan:
+def plan_sparse_add(
+    *operands: Any, shape: Any = None, nse: Any = None, assume_canonical: bool = False
+) -> SparseAddPlan:
     """Do the symbolic phase of adding sparse tensors: unite their patterns once, to add values as often as wanted.
 
     Args:
-      *indices: one `[nnz_k, ndims]` array of any integer dtype for each operand (at least one). Any order, duplicates
-        and padding (every index equal to the shape) are allowed.
-      shape: the dense shape of all operands, static.
+      *operands: one `[nnz_k, ndims]` array of indices, of any integer dtype, for each operand (at least one); or all
+        of them BCOO or BCSR (without batch dimensions). Any order, duplicates and padding are allowed: in arrays, rows
+        whose every index equals the shape; in matrices, any row beyond it, as everywhere in JAX.
+      shape: the sparse shape of all operands, static. Of matrices it is known.
       nse: the number of entries the sum stores, static. By default the exact number if all indices are concrete (also
         inside `jit`, when closed over), otherwise the sum of the `nnz_k`, which can never overflow.
       assume_canonical: promise that all indices are sorted, unique and padded only at the end, and skip the check.
 
     Returns:
-      A `SparseAddPlan`; `plan(*values)` adds.
+      A `SparseAddPlan`; `plan(*values)` adds, `plan.with_data(*values)` gives the sum as a matrix. The values of a
+      matrix are taken in the order in which it stores them.
 
     Raises:
-      TypeError: indices are not integers, or a static argument is traced.
+      TypeError: indices are not integers, arrays and matrices are mixed, or a static argument is traced.
       ValueError: shapes do not match; concrete indices lie outside `shape`; a concrete sum does not fit `nse`. Under
         `jit` the latter two are reported by `checkify`; without it such indices count as padding, and the values of an
         overflowed sum are poisoned (`plan.nnz > plan.nse` tells).
@@ -129,14 +199,50 @@ def plan_sparse_add(*indices: Any, shape: Any, nse: Any = None, assume_canonical
 
     Mirrors the symbolic/numeric split of sparse direct solvers; the sum is that of TensorFlow's `SparseAdd`.
     """
-    if not indices:
-        raise ValueError("`indices` must be given for at least one operand")
-    names = tuple(f"indices[{k}]" for k in range(len(indices)))
-    arrays = _validation.as_common_indices(names, indices)
-    size = _validation.as_shape("shape", shape)
-    _validation.check_shape_fits("shape", size, names[0], arrays[0])
+    if not operands:
+        raise ValueError("`operands` must hold at least one operand")
+    size = _validation.as_nse(nse)
     flag = _validation.as_flag("assume_canonical", assume_canonical)
-    return make_plan(Request(names, size, _validation.as_nse(nse), flag), arrays)
+    if any(isinstance(x, BCOO | BCSR) for x in operands):
+        return _plan_of_matrices(operands, shape, size, flag)
+    if isinstance(operands[0], list | tuple) and any(map(_containers.is_sparse, operands[0])):
+        raise TypeError("`operands` must be passed one by one, got a list; call `plan_sparse_add(*operands)`")
+    names = tuple(f"operands[{k}]" for k in range(len(operands)))
+    arrays = _validation.as_common_indices(names, operands)
+    if shape is None:
+        raise TypeError("`shape` must be given where the operands are arrays of indices, got None")
+    sizes = _validation.as_shape("shape", shape)
+    _validation.check_shape_fits("shape", sizes, names[0], arrays[0])
+    return make_plan(Request(names, sizes, size, flag), arrays)
+
+
+def _plan_of_matrices(operands: Sequence[Any], shape: Any, nse: int | None, assume_canonical: bool) -> SparseAddPlan:
+    named = {f"operands[{k}]": _containers.without_wrappers(x) for k, x in enumerate(operands)}
+    for name, x in named.items():
+        if not isinstance(x, BCOO | BCSR):
+            raise TypeError(
+                f"`{name}` must be a BCOO or a BCSR, as other operands are, got {type(x).__name__}; "
+                "if that holds indices, pass those of the matrices too (and `shape`)"
+            )
+    whole = _containers.common_shape(tuple(named), list(named.values()))
+    n_batch, n_sparse = _containers.common_layout(named)
+    if n_batch:
+        raise ValueError(
+            f"`{next(iter(named))}` must have no batch dimensions, got n_batch {n_batch}; make one plan for each under "
+            "`jax.vmap`, or add them by `jsg.add`"
+        )
+    sizes = whole[:n_sparse]
+    if shape is not None and _validation.as_shape("shape", shape) != sizes:
+        raise ValueError(f"`shape` must be that of the matrices, {sizes}, or not given; got {shape}")
+    names = tuple(f"{name}.indices" for name in named)
+    rows = [_containers.indices_of(name, x) for name, x in named.items()]
+    indices = _validation.promote_indices(names, rows)
+    _validation.check_shape_fits(f"{next(iter(named))}.shape", sizes, names[0], indices[0])
+    plan = make_plan(Request(names, sizes, nse, assume_canonical, strict=False), indices)
+    if not all(isinstance(x, BCSR) for x in named.values()):
+        return plan
+    dtype = jnp.result_type(*(x.indptr for x in named.values()))
+    return dataclasses.replace(plan, indptr=_containers.compress(plan.indices, sizes, dtype)[1])
 
 
 class Request(NamedTuple):
@@ -171,7 +277,7 @@ def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan
     bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
     operands, joined = request.join(indices)
-    form = Form.of(request, nse, joined)
+    form = Form.of_traced(nse, request.assume_canonical, joined)
     plan = _as_plan(request.shape, *unite_patterns(form, request.space_of(indices), operands))
     return guard_nse(plan, plan.nnz, nse, bound)
 
@@ -206,11 +312,11 @@ class Form(NamedTuple):
     joined: tuple[int, ...] | None = None
 
     @staticmethod
-    def of(request: Request, nse: int, joined: tuple[int, ...] | None) -> Form:
-        """The form of a sum of traced operands."""
+    def of_traced(nse: int, promised: bool, joined: tuple[int, ...] | None = None) -> Form:
+        """The form of a sum of traced operands, of whose order no more is known than what was promised."""
         if joined is not None:
             return Form(nse, canonical=False, joined=joined)
-        return Form(nse, request.assume_canonical or None, request.assume_canonical)
+        return Form(nse, promised or None, promised)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -240,7 +346,7 @@ def add_once(
     bound = most_rows(indices)
     nse = bound if request.nse is None else request.nse
     operands, joined = request.join(indices)
-    form = Form.of(request, nse, joined)
+    form = Form.of_traced(nse, request.assume_canonical, joined)
     sum_indices, sum_values, nnz = unite_and_add(form, request.space_of(indices), operands, values)
     return guard_nse(sum_indices, nnz, nse, bound), sum_values
 

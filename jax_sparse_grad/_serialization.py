@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax_sparse_grad._plan import SparseAddPlan
 from jax_sparse_grad._sparse_add import SparseAddOutput
 from jax_sparse_grad._sparse_add_grad import SparseAddGradOutput
-from jax_sparse_grad._union import Placement, Union
+from jax_sparse_grad._union import Joined, Placement, Union
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._plan import ShardedPlan
 from jax_sparse_grad.sharded._saving import describe_mesh, mesh_of
@@ -75,6 +75,7 @@ def _register_dataclass(kind: Any, **readers: Callable[[Any], Any]) -> None:
 _register_dataclass(SparseAddPlan, shape=tuple, nse=int)
 _register_dataclass(RowSharded, shape=tuple, mesh=mesh_of, axis=_as_axis)
 _register_dataclass(ShardedPlan, shape=tuple, mesh=mesh_of, axis=_as_axis)
+_register(Joined, ["sizes"], {"sizes": tuple}, lambda joined: (joined.sizes,))
 _register(SparseAddOutput, SparseAddOutput._fields, {"sum_shape": tuple}, lambda shape: (shape,))
 for _kind in (SparseAddGradOutput, Union, Placement):
     export.register_namedtuple_serialization(_kind, serialized_name=f"jax_sparse_grad.{_kind.__name__}")

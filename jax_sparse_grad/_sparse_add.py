@@ -137,7 +137,7 @@ def sparse_add(
         indices = guard_indices(request, indices)
         operands, joined = request.join(indices)
         pattern = request.space_of(indices), operands
-        sum_indices, sum_values, nnz = _sum(Form.of(request, nse, joined), pattern, values, limit)
+        sum_indices, sum_values, nnz = _sum(Form.of_traced(nse, assume_canonical, joined), pattern, values, limit)
         return SparseAddOutput(guard_nse(sum_indices, nnz, nse, bound), sum_values, shape)
     if _validation.is_concrete(values, limit):
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -164,6 +165,24 @@ def entry_counts(union: Union) -> tuple[tuple[int, ...], ...]:
         else:
             counts.append((placement.positions.shape[-1],) if child is None else child.sizes)
     return tuple(counts)
+
+
+def slots_of(union: Union, outer: jax.Array | None = None) -> list[jax.Array]:
+    """For each operand the slot of each of its entries in the whole sum, `[nnz_k]`; `NONE` or beyond without one.
+
+    `outer` are the slots of this node's own in that.
+    """
+    slots: list[jax.Array] = []
+    for child, placement in zip(union.children, union.placements, strict=True):
+        positions = placement.positions
+        if outer is not None:
+            positions = gather(outer, positions, fill=NONE)
+        if isinstance(child, Union):
+            slots += slots_of(child, positions)
+        else:
+            sizes = (positions.shape[0],) if child is None else child.sizes
+            slots += jnp.split(positions, list(itertools.accumulate(sizes))[:-1])
+    return slots
 
 
 def most_entries(nnz: jax.Array) -> int:

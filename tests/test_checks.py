@@ -66,7 +66,7 @@ def test_overflow_of_a_plan_is_reported(pair):
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(run(), "a_indices"), (run(0.5), "a_indices"), (planned(), "indices[0]"), (gradient, "a_indices")],
+    [(run(), "a_indices"), (run(0.5), "a_indices"), (planned(), "operands[0]"), (gradient, "a_indices")],
     ids=["add", "thresh", "plan", "grad"],
 )
 def test_indices_out_of_range_are_reported_by_name_and_row(pair, function, name):

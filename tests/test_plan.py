@@ -1,10 +1,13 @@
 """Plans: the numeric phase against a dense numpy sum."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
 from samples import at_rows, is_entry, random_coo, random_values, to_dense, union_indices
@@ -144,7 +147,7 @@ def test_a_plan_is_a_pytree_of_integers(rng):
     plan = jsg.plan_sparse_add(a, b, shape=SHAPE)
     assert not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(plan))
     copy = jax.tree.map(lambda leaf: leaf, plan)
-    assert repr(copy) == repr(plan) == f"SparseAddPlan(shape=(6, 7), nse={plan.nse})"
+    assert repr(copy) == repr(plan) == f"SparseAddPlan(shape=(6, 7), nse={plan.nse}, operands of nnz 13, 13)"
     chex.assert_trees_all_equal(jax.jit(lambda p, *v: p(*v))(plan, x, y), plan(x, y))
 
 
@@ -167,3 +170,128 @@ def test_entries_outside_the_shape_count_as_padding_under_jit(rng):
     plan = jax.jit(lambda a: jsg.plan_sparse_add(a, shape=SHAPE))(a)
     assert int(plan.nnz) == is_entry(a, SHAPE).sum() == 5
     np.testing.assert_array_equal(to_dense(plan.indices, plan(x), SHAPE), to_dense(a, x, SHAPE))
+
+
+def matrices(rng, make, **form):
+    (a, x), (b, y) = (random_coo(rng, SHAPE, 7, dense=(2,) if make is BCOO else (), **form) for _ in range(2))
+    shape = SHAPE + x.shape[1:]
+    pair = [BCOO((jnp.asarray(v), jnp.asarray(i)), shape=shape) for i, v in ((a, x), (b, y))]
+    return pair if make is BCOO else [BCSR.from_bcoo(each) for each in pair]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("make", [BCOO, BCSR])
+def test_a_plan_of_matrices_gives_their_sum_in_their_form(rng, make, jit):
+    x, y = matrices(rng, make, **(FORM if make is BCOO else {}))
+
+    def add(x, y):
+        return jsg.plan_sparse_add(x, y).with_data(x.data, y.data)
+
+    total = (jax.jit(add) if jit else add)(x, y)
+    assert type(total) is make
+    assert total.shape == x.shape
+    assert total.indices_sorted
+    assert total.unique_indices
+    np.testing.assert_array_equal(total.todense(), x.todense() + y.todense())
+    if not jit:
+        assert total.nse == int(jsg.plan_sparse_add(x, y).nnz)
+
+
+def test_a_plan_of_both_kinds_of_matrices_gives_a_bcoo(rng):
+    x, y = matrices(rng, BCSR)
+    plan = jsg.plan_sparse_add(x, y.to_bcoo())
+    total = plan.with_data(x.data, y.data)
+    assert type(total) is BCOO
+    np.testing.assert_array_equal(total.todense(), x.todense() + y.todense())
+
+
+def test_a_plan_of_indices_gives_a_bcoo(rng):
+    a, x = random_coo(rng, SHAPE, 7, **FORM)
+    total = jsg.plan_sparse_add(a, shape=SHAPE).with_data(x)
+    assert type(total) is BCOO
+    np.testing.assert_array_equal(total.todense(), to_dense(a, x, SHAPE))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("jit", [False, True])
+def test_slots_name_the_place_of_each_entry(rng, count, jit):
+    rows = [random_coo(rng, SHAPE, 7 + k, **FORM)[0] for k in range(count)]
+
+    def find(*rows):
+        plan = jsg.plan_sparse_add(*rows, shape=SHAPE)
+        return plan.indices, plan.slots
+
+    indices, slots = (jax.jit(find) if jit else find)(*rows)
+    padded = np.concatenate([indices, [SHAPE]])
+    for each, places in zip(rows, slots, strict=True):
+        assert places.shape == (len(each),)
+        assert places.dtype == jnp.int32
+        np.testing.assert_array_equal(padded[places], each)  # and that of padding is nse
+        assert np.all((np.asarray(places) == len(indices)) == ~is_entry(each, SHAPE))
+
+
+def test_entries_beyond_the_room_of_a_plan_have_no_slot(rng):
+    a, _ = random_coo(rng, SHAPE, 7)
+    (slots,) = jax.jit(lambda a: jsg.plan_sparse_add(a, shape=SHAPE, nse=3).slots)(a)
+    assert slots.tolist() == [0, 1, 2, 3, 3, 3, 3]
+
+
+def test_misused_plans_of_matrices_say_what_to_do(rng):
+    x, y = matrices(rng, BCOO)
+    for call, message in [
+        (lambda: jsg.plan_sparse_add(x, y.indices), "`operands[1]` must be a BCOO or a BCSR, as other operands are"),
+        (lambda: jsg.plan_sparse_add([x, y]), "call `plan_sparse_add(*operands)`"),
+        (lambda: jsg.plan_sparse_add(x.indices), "`shape` must be given where the operands are arrays of indices"),
+        (lambda: jsg.plan_sparse_add(x, y)(x, y), "pass its values, `x.data`"),
+        (lambda: jsg.plan_sparse_add(x, y)([x.data, y.data]), "unpack the list, `plan(*values)`"),
+        (lambda: jsg.plan_sparse_add(x, shape=(3, 3)), "`shape` must be that of the matrices, (6, 7)"),
+        (lambda: jsg.plan_sparse_add(BCOO.fromdense(jnp.ones((2, 3)), n_batch=1)), "must have no batch dimensions"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+            call()
+
+
+# Room below, at and far above the number of rows, and above what they are padded to.
+@pytest.mark.parametrize("nse", [5, 9, 13, 26, 27, 100, 5000])
+def test_what_has_no_slot_gets_no_gradient_whatever_the_room(rng, nse):
+    (a, x), (b, y) = (random_coo(rng, SHAPE, 4, **FORM) for _ in range(2))
+    a[1], b[3] = SHAPE, SHAPE
+    table = random_values(rng, SHAPE)
+
+    def derivatives(add, size):
+        total, pull = jax.vjp(add, x, y)
+        overflow = len(union_indices(a, b, shape=SHAPE)) > nse
+        cotangent = jnp.asarray(at_rows(table, np.resize(rows[:size], (size, 2)), SHAPE))
+        for gradient, indices in zip(pull(cotangent), (a, b), strict=True):
+            expected = at_rows(table, indices, SHAPE)
+            np.testing.assert_array_equal(gradient, np.full_like(expected, np.nan) if overflow else expected)
+        return total
+
+    rows = np.concatenate([union_indices(a, b, shape=SHAPE), np.tile([SHAPE], (5000, 1))])[:nse]
+    fits = len(union_indices(a, b, shape=SHAPE)) <= nse
+    plans = [jax.jit(lambda a, b: jsg.plan_sparse_add(a, b, shape=SHAPE, nse=nse))(a, b)]
+    plans += [jsg.plan_sparse_add(a, b, shape=SHAPE, nse=nse)] if fits else []
+    for plan in plans:
+        total = derivatives(plan, nse)
+        _, forward = jax.jvp(plan, (x, y), (x, y))
+        np.testing.assert_array_equal(forward, total)  # linear, and of one mind with its transpose
+    if fits:
+        derivatives(lambda x, y: jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, nse=nse).sum_values, nse)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_zeros_keep_their_sign_on_the_way_back(rng, count):
+    rows = [random_coo(rng, SHAPE, 7)[0] for _ in range(count)]
+    values = [jnp.ones(7)] * count
+    plan = jsg.plan_sparse_add(*rows, shape=SHAPE)
+    functions = [
+        plan,
+        jax.jit(plan),
+        lambda *v: jsg.add_n([BCOO(each, shape=SHAPE) for each in zip(v, rows, strict=True)]).data,
+    ]
+    if count == 2:
+        functions.append(lambda x, y: jsg.sparse_add(rows[0], x, SHAPE, rows[1], y, SHAPE).sum_values)
+    for function in functions:
+        total, pull = jax.vjp(function, *values)
+        for gradient in pull(jnp.full(total.shape, -0.0)):
+            assert np.all(np.signbit(gradient))

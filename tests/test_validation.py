@@ -219,19 +219,19 @@ def test_index_dtypes_without_a_common_integer(x64):
     ("indices", "keywords", "error", "message"),
     [
         ([], P, ValueError, "`indices` must be given for at least one operand"),
-        ([[0, 1]], P, ValueError, "`indices[0]` must be a matrix [nnz, ndims], got shape (2,)"),
+        ([[0, 1]], P, ValueError, "`operands[0]` must be a matrix [nnz, ndims], got shape (2,)"),
         (
             [[[0, 1]], [[0]]],
             P,
             ValueError,
-            "`indices[1]` must have as many columns (ndims) as `indices[0]`; got 1 and 2",
+            "`operands[1]` must have as many columns (ndims) as `operands[0]`; got 1 and 2",
         ),
-        ([[[0, 1]]], {"shape": (3,)}, ValueError, "`shape` must have as many sizes as `indices[0]` has columns"),
+        ([[[0, 1]]], {"shape": (3,)}, ValueError, "`shape` must have as many sizes as `operands[0]` has columns"),
         (
             [[[0, 1]], [[3, 0]]],
             P,
             ValueError,
-            "`indices[1]` must lie in [0, (3, 4)), or equal (3, 4) in padding; row 0",
+            "`operands[1]` must lie in [0, (3, 4)), or equal (3, 4) in padding; row 0",
         ),
         ([[[0, 1], [0, 2]]], P | {"nse": 1}, ValueError, "`nse` must be at least 2"),
     ],
@@ -245,7 +245,7 @@ def test_plan_sparse_add_names_the_fault(indices, keywords, error, message):
     ("values", "error", "message"),
     [
         ([[1.0]], ValueError, "`values` must be given for each of the 2 operands of the plan, got 1"),
-        ([[1.0], [1.0]], ValueError, "`values[1]` must have one row for each row of `indices[1]`; got 1 and 2"),
+        ([[1.0], [1.0]], ValueError, "`values[1]` must have one row for each row of `operands[1]`; got 1 and 2"),
         ([[1.0], [[1.0], [2.0]]], ValueError, "`values[1]` must have the same dense dimensions as `values[0]`"),
         ([[1.0], ["x", "y"]], TypeError, "`values[1][...]` must be an array, got str"),
     ],
@@ -266,7 +266,7 @@ def test_more_entries_than_int32_counts():
     rows = jax.ShapeDtypeStruct((2**30, 1), np.int32)
     with pytest.raises(
         ValueError,
-        match=re.escape("`indices[0]`, `indices[1]` must have at most 2147483647 rows together, got 2147483648"),
+        match=re.escape("`operands[0]`, `operands[1]` must have at most 2147483647 rows together, got 2147483648"),
     ):
         jax.eval_shape(lambda a, b: jsg.plan_sparse_add(a, b, shape=(2**31 - 1,)), rows, rows)
 
@@ -291,7 +291,7 @@ def test_sizes_that_are_symbolic_say_that_they_must_be_static():
         (
             lambda i: jsg.plan_sparse_add(i, shape=SHAPE).nnz,
             [rows],
-            "`indices[0]` must have a static shape, got (n, 2)",
+            "`operands[0]` must have a static shape, got (n, 2)",
         ),
         (plan, [float_of(size)], "`values[0]` must have a static number of rows, got shape (n,)"),
         (lambda v: jsg.sparse_add(**(A | {"a_shape": v.shape})), [float_of(size, 4)], "`a_shape` must be a sequence"),
@@ -496,7 +496,7 @@ def test_operands_on_different_devices_are_named():
     with pytest.raises(ValueError, match=re.escape("`values[1]` must be on the devices of `values[0]`; got ")):
         plan(jax.device_put(value, first), jax.device_put(value, second))
     indices = [jax.device_put(np.array([[0, 1]]), device) for device in (first, second)]
-    with pytest.raises(ValueError, match=re.escape("`indices[1]` must be on the devices of `indices[0]`; got ")):
+    with pytest.raises(ValueError, match=re.escape("`operands[1]` must be on the devices of `operands[0]`; got ")):
         jsg.plan_sparse_add(*indices, shape=SHAPE)
     moved = plan(jnp.asarray(value), jax.device_put(value, second))  # what was put nowhere goes where the other is
     np.testing.assert_array_equal(moved, [2])

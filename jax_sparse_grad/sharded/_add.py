@@ -13,9 +13,11 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad._add import name_operands, scatter_add
 from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import poison_unless
 from jax_sparse_grad._plan import Form, unite_and_add
+from jax_sparse_grad._union import join
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded
@@ -98,7 +100,7 @@ def add_n(operands: Sequence[Any], *, capacity: int | None = None, assume_canoni
 
     Mirrors `jax_sparse_grad.add_n`.
     """
-    return _add_all(*_containers.name_operands(operands), capacity, assume_canonical)
+    return _add_all(*name_operands(operands), capacity, assume_canonical)
 
 
 def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assume_canonical: Any) -> Any:
@@ -167,7 +169,9 @@ def _sum(
     def add_shard(row_starts: tuple[jax.Array, ...], operands: tuple[tuple[jax.Array, ...], ...]) -> Any:
         indices, values = operands
         space = space_of(layout.shape, indices[0].dtype)
-        rows, total, nnz = unite_and_add(Form(capacity, canonical), space, indices, values)
+        lists, joined = join(indices, bool(canonical))
+        form = Form.of_traced(capacity, bool(canonical), joined)
+        rows, total, nnz = unite_and_add(form, space, lists, values)
         if not canonical:
             total = poison_unless(is_sound(layout, row_starts, indices), total)
         return rows, total, nnz[None]
@@ -204,7 +208,7 @@ def _add_to_dense(
 ) -> jax.Array:
     def add_shard(dense: jax.Array, operands: tuple[tuple[jax.Array, ...], ...]) -> jax.Array:
         # Not into `dense` itself: what all devices hold must count once.
-        own = _containers.scatter_add(jnp.zeros_like(dense), *operands, layout.shape)
+        own = scatter_add(jnp.zeros_like(dense), *operands, layout.shape)
         return dense + lax.psum(own, layout.axis)
 
     return on_shards(layout, add_shard, dense, (indices, values), replicated_result=True)

@@ -14,7 +14,7 @@ from jax_sparse_grad import _validation
 from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import add_values, poison_unless
 from jax_sparse_grad._plan import Form, unite_patterns
-from jax_sparse_grad._union import Union, entry_counts, truncate
+from jax_sparse_grad._union import Union, entry_counts, join, truncate
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded, as_values
@@ -219,7 +219,8 @@ def _unite(
 ) -> ShardedPlan:
     def unite_shard(row_starts: tuple[jax.Array, ...], indices: tuple[jax.Array, ...]) -> Any:
         space = space_of(layout.shape, indices[0].dtype)
-        rows, union = unite_patterns(Form(capacity, canonical or None, canonical), space, indices)
+        operands, joined = join(indices, canonical)
+        rows, union = unite_patterns(Form.of_traced(capacity, canonical, joined), space, operands)
         sound = jnp.ones_like(union.nnz, bool) if canonical else is_sound(layout, row_starts, indices)
         return rows, jax.tree.map(lambda leaf: leaf[None], (union, sound))
 
