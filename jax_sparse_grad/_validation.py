@@ -318,7 +318,7 @@ def _check_fits(name: str, given: np.ndarray) -> None:
     if given.size and (given.min() < limits.min or given.max() > limits.max):
         too_wide = given.dtype == object
         remedy = "JAX has no wider integers" if too_wide else "set `jax_enable_x64` to use 64-bit integers"
-        got = f"values from {given.min()} to {given.max()}" if given.size > 1 else given.item()
+        got = f"values from {given.min()} to {given.max()}" if given.ndim else given.item()
         raise ValueError(f"`{name}` must fit {dtype}, got {got}; {remedy}")
 
 
