@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental.sparse import BCOO, BCSR, JAXSparse
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
@@ -413,8 +414,10 @@ def _add_arrays(
     if remove_zeros:
         indices = tuple(_mark_zeros(rows, each, sparse_shape) for rows, each in zip(indices, data, strict=True))
 
+    value_names = (*(f"{name}.data" for name in sparse), *dense)
+    _validation.check_devices((*index_names, *value_names), (*indices, *data, *dense.values()))
     places = [names.index(name) for name in (*sparse, *dense)]
-    promoted, weights = _promote([*data, *dense.values()], places, [scales[k] for k in places])
+    promoted, weights = _promote(value_names, [*data, *dense.values()], places, [scales[k] for k in places])
     arrays = [_scale_dense(*each) for each in zip(promoted[len(data) :], weights[len(data) :], strict=True)]
     values = tuple(
         _scale(rows, each, weight, sparse_shape)
@@ -427,20 +430,20 @@ def _add_arrays(
     request = Request(index_names, sparse_shape, nse, assume_canonical, strict=False)
     sum_indices, sum_values = add_once(request, indices, values)
     if all(isinstance(x, BCSR) for x in sparse.values()):
-        return _containers.as_bcsr(
-            sum_indices, sum_values, shape, jnp.result_type(*(x.indptr for x in sparse.values()))
-        )
+        dtype = _containers.common_index_dtype(*(x.indptr for x in sparse.values()))
+        return _containers.as_bcsr(sum_indices, sum_values, shape, dtype)
     return BCOO((sum_values, sum_indices), shape=shape, indices_sorted=True, unique_indices=True)
 
 
 def _promote(
-    values: Sequence[jax.Array], places: Sequence[int], scales: Sequence[Scale]
+    names: Sequence[str], values: Sequence[jax.Array], places: Sequence[int], scales: Sequence[Scale]
 ) -> tuple[tuple[jax.Array, ...], list[Scale]]:
     """Values and what they are multiplied by, in one dtype; `places`: of the operands, in messages."""
     # Zeros stand for numbers of Python, which may be too large for the array that JAX would make of them.
     arrays = [jnp.asarray(scale * 0) if _is_number(scale) else scale for scale in scales]
     known = [k for k, array in enumerate(arrays) if isinstance(array, jax.Array)]
-    promoted = _validation.promote_values([*values, *(arrays[k] for k in known)])
+    all_names = (*names, *(f"weights[{places[k]}]" for k in known))
+    promoted = _validation.promote_values([*values, *(arrays[k] for k in known)], all_names)
     weights = list(scales)
     for k, array in zip(known, promoted[len(values) :], strict=True):
         is_number = _is_number(scales[k])
@@ -468,9 +471,7 @@ def _scale(rows: jax.Array, values: jax.Array, scale: Scale, shape: tuple[int, .
     weight = None if scale is _MINUS else scale
     if _validation.is_concrete(values, weight):
         return _in_buckets(partial(_times, weight=weight), rows.ndim - 2, values)
-    if isinstance(weight, jax.core.Tracer):  # whose gradient must not see what stands at padding
-        values = _without_padding(rows, values, shape)
-    return _times(values, weight)
+    return _weigh(shape, rows, values, weight) if isinstance(weight, jax.core.Tracer) else _times(values, weight)
 
 
 def _scale_dense(values: jax.Array, scale: Scale) -> jax.Array:
@@ -481,6 +482,30 @@ def _scale_dense(values: jax.Array, scale: Scale) -> jax.Array:
 def _times(values: jax.Array, weight: jax.Array | None) -> jax.Array:
     """Values times a weight; without one, their negatives."""
     return -values if weight is None else values * weight
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _weigh(shape: tuple[int, ...], rows: jax.Array, values: jax.Array, weight: jax.Array) -> jax.Array:
+    """Values at index rows times a weight, whose derivative does not see what stands at padding."""
+    del shape, rows
+    return _times(values, weight)
+
+
+def _weigh_jvp(
+    shape: tuple[int, ...], primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    rows, values, weight = primals
+    _, of_values, of_weight = tangents
+    product = _weigh(shape, rows, values, weight)
+    terms = []
+    if not isinstance(of_values, SymbolicZero):
+        terms.append(_times(of_values, weight))
+    if not isinstance(of_weight, SymbolicZero):
+        terms.append(_times(_without_padding(rows, values, shape), of_weight))
+    return product, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(product)
+
+
+_weigh.defjvp(_weigh_jvp, symbolic_zeros=True)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -579,7 +604,8 @@ def _add_to_dense(
     padded, counts = pad_indices(request, indices)
     _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, padded, shape, strict=False))
     if _validation.is_concrete(values):
-        return scatter_add(dense, padded, pad_values(values, padded, counts), shape)
+        # What numpy padded is put on the device, which `jax.transfer_guard("disallow")` asks to be said.
+        return scatter_add(dense, *jax.device_put((padded, pad_values(values, padded, counts))), shape)
     return scatter_add(dense, indices, values, shape)
 
 

@@ -59,7 +59,7 @@ def is_on_host(array: Any) -> bool:
         return True
     if isinstance(array, jax.core.Tracer):
         return False
-    default = jax.config.jax_default_device or jax.local_devices()[0]  # type: ignore[attr-defined]
-    if isinstance(default, str):
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is None or isinstance(default, str):  # the name of a platform
         default = jax.local_devices(backend=default)[0]
     return array.devices() == {default} and default.platform == "cpu"

@@ -156,26 +156,33 @@ def indices_of(name: str, operand: Any) -> jax.Array:
         return indices
     shape = tuple(operand.shape[operand.n_batch :][:2])
     indptr = _validation.as_integers(f"{name}.indptr", operand.indptr)
-    dtype = jnp.result_type(indices, indptr)
+    dtype = common_index_dtype(indices, indptr)
     _validation.check_sizes_fit(f"{name}.shape", shape, dtype)
     sizes = tuple(np.asarray(size, dtype) for size in shape)
     nse, axis = operand.nse, operand.n_batch
+    most = np.asarray(min(nse, jnp.iinfo(indptr.dtype).max), indptr.dtype)
     message = f"`{name}.indptr` must rise from 0 to at most nse ({nse}); got {{indptr}}"
     if not _validation.is_concrete(indices, indptr):
-        return _rows_of(indices, guard(indptr, _is_indptr(indptr, np.int32(nse)), message, indptr=indptr), sizes)
+        return _rows_of(indices, guard(indptr, _is_indptr(indptr, most), message, indptr=indptr), sizes)
 
     def in_buckets() -> jax.Array:
         # More starts at the end of all entries change nothing.
         starts = resize(indptr, bucket(indptr.shape[-1]), np.asarray(indptr)[..., -1:], axis)
-        guard((), _is_indptr(starts, np.int32(nse)), message, indptr=indptr)
+        guard((), _is_indptr(starts, most), message, indptr=indptr)
         rows = _rows_of(resize(indices, bucket(nse), 0, axis), starts, sizes)
         return cast(jax.Array, jax.device_put(resize(rows, nse, 0, axis)))
 
     return _validation.call_concretely(in_buckets)
 
 
+def common_index_dtype(*arrays: jax.Array) -> np.dtype:
+    """The dtype of indices that arrays of a container promote to, whatever promotion the user has set."""
+    with jax.numpy_dtype_promotion("standard"):
+        return np.dtype(jnp.result_type(*arrays))
+
+
 @jax.jit
-def _is_indptr(indptr: jax.Array, nse: np.int32) -> jax.Array:
+def _is_indptr(indptr: jax.Array, nse: np.ndarray) -> jax.Array:
     return jnp.all(indptr[..., 0] == 0) & jnp.all(indptr[..., 1:] >= indptr[..., :-1]) & jnp.all(indptr[..., -1] <= nse)
 
 

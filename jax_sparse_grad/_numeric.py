@@ -141,7 +141,7 @@ def _poison(overflow: jax.Array, values: jax.Array) -> jax.Array:
 
 def _negative_zero(dtype: np.dtype) -> np.ndarray:
     """What changes no number it is added to (for integers 0)."""
-    return -np.zeros((), dtype)
+    return np.asarray(-np.zeros((), dtype), dtype)  # of 4 bits, numpy negates to 8
 
 
 def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:

@@ -241,7 +241,7 @@ def _plan_of_matrices(operands: Sequence[Any], shape: Any, nse: int | None, assu
     plan = make_plan(Request(names, sizes, nse, assume_canonical, strict=False), indices)
     if not all(isinstance(x, BCSR) for x in named.values()):
         return plan
-    dtype = jnp.result_type(*(x.indptr for x in named.values()))
+    dtype = _containers.common_index_dtype(*(x.indptr for x in named.values()))
     return dataclasses.replace(plan, indptr=_containers.compress(plan.indices, sizes, dtype)[1])
 
 

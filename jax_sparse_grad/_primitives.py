@@ -170,7 +170,7 @@ def furthest(
     """
 
     def halve(round_: jax.Array, position: jax.Array) -> jax.Array:
-        proposed = position + (jnp.int32(1) << (rounds - 1 - round_).astype(jnp.int32))
+        proposed = position + (jnp.int32(1) << jnp.asarray(rounds - 1 - round_, jnp.int32))
         within = (proposed <= high) & (proposed > position)  # the sum may wrap round
         return jnp.where(within & holds(proposed), proposed, position)
 

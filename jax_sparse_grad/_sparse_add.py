@@ -123,6 +123,7 @@ def sparse_add(
         for value_name, values, rows, name in zip(value_names, (a_values, b_values), indices, names, strict=True)
     )
     a_values, b_values = _validation.as_common_values(value_names, (a_values, b_values))
+    _validation.check_devices((*names, *value_names), (*indices, a_values, b_values))
     limit: Any = _validation.as_thresh(thresh)
     if _validation.is_concrete(limit) and np.asarray(limit) <= 0:  # no magnitude is less than that
         limit = None
@@ -248,6 +249,8 @@ def _is_below(total: jax.Array, thresh: jax.Array) -> jax.Array:
     if jnp.issubdtype(total.dtype, jnp.inexact):
         magnitude = jnp.abs(total)
         return magnitude < thresh.astype(magnitude.dtype)
+    if jnp.iinfo(total.dtype).bits < 8:  # of which XLA has no abs()
+        total = total.astype(jnp.int8 if jnp.issubdtype(total.dtype, jnp.signedinteger) else jnp.uint8)
     # abs() of the least integer overflows, but is right when read as unsigned.
     unsigned = jnp.dtype(f"uint{8 * total.dtype.itemsize}")
     magnitude = jnp.abs(total).astype(unsigned)

@@ -67,6 +67,7 @@ def sparse_add_grad(
     names = ("a_indices", "b_indices", "sum_indices")
     a, b, total = _validation.as_common_indices(names, (a_indices, b_indices, sum_indices))
     cotangent = _validation.as_values("backprop_val_grad", backprop_val_grad, total.shape[0], "sum_indices")
+    _validation.check_devices((*names, "backprop_val_grad"), (a, b, total, cotangent))
     sizes = None if shape is None else _validation.as_shape("shape", shape)
     if sizes is not None:
         _validation.check_shape_fits("shape", sizes, names[0], a)
