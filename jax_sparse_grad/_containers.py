@@ -17,7 +17,7 @@ from jax.experimental.sparse import BCOO, BCSR, JAXSparse
 from jax.typing import ArrayLike
 
 from jax_sparse_grad import _validation
-from jax_sparse_grad._buckets import bucket, resize
+from jax_sparse_grad._buckets import buckets, resize
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._primitives import map_batches
 from jax_sparse_grad._search import search
@@ -167,9 +167,10 @@ def indices_of(name: str, operand: Any) -> jax.Array:
 
     def in_buckets() -> jax.Array:
         # More starts at the end of all entries change nothing.
-        starts = resize(indptr, bucket(indptr.shape[-1]), np.asarray(indptr)[..., -1:], axis)
+        length, count = buckets([nse, indptr.shape[-1]])
+        starts = resize(indptr, count, np.asarray(indptr)[..., -1:], axis)
         guard((), _is_indptr(starts, most), message, indptr=indptr)
-        rows = _rows_of(resize(indices, bucket(nse), 0, axis), starts, sizes)
+        rows = _rows_of(resize(indices, length, 0, axis), starts, sizes)
         return cast(jax.Array, jax.device_put(resize(rows, nse, 0, axis)))
 
     return _validation.call_concretely(in_buckets)
@@ -219,24 +220,23 @@ def compress(indices: jax.Array, sizes: tuple[int, ...], dtype: np.dtype) -> tup
         )
     count = sizes[0] + 1
     if not _validation.is_concrete(indices):
-        return indices[..., 1], _count_before_rows(indices, count, dtype)
+        return _compress(indices, count, dtype)
 
     def in_buckets() -> tuple[jax.Array, jax.Array]:
-        padded = resize(indices, bucket(nse), sizes, axis)
-        indptr = _count_before_rows(padded, bucket(count), dtype)
-        parts = resize(indices, nse, 0, axis)[..., 1], resize(indptr, count, 0, axis)
-        return jax.device_put(parts)
+        lengths = buckets([nse, count])
+        columns, indptr = _compress(resize(indices, lengths[0], sizes, axis), lengths[1], dtype)
+        return jax.device_put((resize(columns, nse, 0, axis), resize(indptr, count, 0, axis)))
 
     return _validation.call_concretely(in_buckets)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _count_before_rows(indices: jax.Array, count: int, dtype: np.dtype) -> jax.Array:
-    """The number of entries before each of the first `count` rows."""
+def _compress(indices: jax.Array, count: int, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    """The columns of sorted index rows, and the number of entries before each of the first `count` rows."""
 
     def count_before(rows: jax.Array) -> jax.Array:
         # Padding lies behind the last row, so that the last count is that of all entries.
         starts = jnp.arange(count, dtype=jnp.uint32)
         return search((rows.astype(jnp.uint32),), (starts,))[0].astype(dtype)
 
-    return map_batches(count_before, indices.ndim - 2)(indices[..., 0])
+    return indices[..., 1], map_batches(count_before, indices.ndim - 2)(indices[..., 0])

@@ -22,7 +22,7 @@ from jax_sparse_grad._union import Union, entry_counts
 T = TypeVar("T")
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["indices", "union", "indptr"], meta_fields=["shape", "nse"])
+@partial(jax.tree_util.register_dataclass, data_fields=["indices", "union", "compressed"], meta_fields=["shape", "nse"])
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SparseAddPlan:
     """The symbolic phase of a sparse addition, ready to add values of its operands as often as wanted.
@@ -36,14 +36,14 @@ class SparseAddPlan:
       union: where the entries of the operands went.
       shape: the sparse shape, a tuple of ints (static).
       nse: the number of stored entries of the sum (static).
-      indptr: `[rows + 1]`, the number of entries before each row if the operands are BCSR, else None.
+      compressed: `indices` and `indptr` of the sum as a BCSR if the operands are BCSR, else None.
     """
 
     indices: jax.Array
     union: Union
     shape: tuple[int, ...]
     nse: int
-    indptr: jax.Array | None = None
+    compressed: tuple[jax.Array, jax.Array] | None = None
 
     @property
     def nnz(self) -> jax.Array:
@@ -156,10 +156,9 @@ class SparseAddPlan:
         """
         data = self(*values)
         shape = self.shape + data.shape[1:]
-        if self.indptr is None:
+        if self.compressed is None:
             return BCOO((data, self.indices), shape=shape, indices_sorted=True, unique_indices=True)
-        columns = (data, self.indices[:, 1], self.indptr)
-        return BCSR(columns, shape=shape, indices_sorted=True, unique_indices=True)
+        return BCSR((data, *self.compressed), shape=shape, indices_sorted=True, unique_indices=True)
 
 
 @on_auto_axes
@@ -242,7 +241,7 @@ def _plan_of_matrices(operands: Sequence[Any], shape: Any, nse: int | None, assu
     if not all(isinstance(x, BCSR) for x in named.values()):
         return plan
     dtype = _containers.common_index_dtype(*(x.indptr for x in named.values()))
-    return dataclasses.replace(plan, indptr=_containers.compress(plan.indices, sizes, dtype)[1])
+    return dataclasses.replace(plan, compressed=_containers.compress(plan.indices, sizes, dtype))
 
 
 class Request(NamedTuple):

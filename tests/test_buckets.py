@@ -7,25 +7,9 @@ import pytest
 from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
+from compilations import compilations_of
 from jax_sparse_grad import _buckets
 from samples import random_coo, to_dense, union_indices
-
-compilations = []
-
-
-def listen(event, _duration, **_details):
-    if event == "/jax/core/compile/backend_compile_duration":
-        compilations.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(listen)
-
-
-def compilations_of(call):
-    """How many programs JAX compiles during a call."""
-    before = len(compilations)
-    call()
-    return len(compilations) - before
 
 
 def test_few_buckets_hold_all_sizes():
@@ -54,39 +38,69 @@ def test_arrays_on_another_device_stay_there():
     assert _buckets.resize(array, 5, 0).devices() == {jax.devices()[1]}
 
 
-def test_eager_containers_and_plans_of_new_sizes_compile_nothing(rng):
-    shape = (40, 50)
-    dense = np.ones(shape, np.float32)
+def draw(rng, shape, count):
+    return random_coo(rng, shape, count), random_coo(rng, shape, count + 7)
 
+
+def add_tensors(rng, shape, count):
+    (a, x), (b, y) = draw(rng, shape, count)
+    b, y = b[::-1].copy(), y[::-1].copy()
+    total = jsg.sparse_add(a, x, shape, b, y, shape)
+    jsg.sparse_add_grad(total.sum_values, a, b, total.sum_indices)
+    jsg.sparse_add_grad(total.sum_values, a, b, total.sum_indices, shape=shape)
+    expected = to_dense(a, x, shape) + to_dense(b, y, shape)
+    np.testing.assert_array_equal(to_dense(total.sum_indices, total.sum_values, shape), expected)
+
+
+def add_matrices(rng, shape, count):
     def matrices(rows, values):
         starts = np.searchsorted(rows[:, 0], np.arange(shape[0] + 1)).astype(np.int32)
         arrays = values, rows, rows[:, 1].copy(), starts
         values, rows, columns, starts = jax.device_put(arrays)  # `jnp.asarray` would compile
         return BCOO((values, rows), shape=shape), BCSR((values, columns, starts), shape=shape)
 
-    def add(count):
-        (a, x), (b, y) = random_coo(rng, shape, count), random_coo(rng, shape, count + 7)
-        jsg.plan_sparse_add(a, b, shape=shape)
-        expected = to_dense(a, x, shape) + to_dense(b, y, shape)
-        for first, second in zip(matrices(a, x), matrices(b, y), strict=True):
-            total = jsg.add(first, second)
+    (a, x), (b, y) = draw(rng, shape, count)
+    expected = to_dense(a, x, shape) + to_dense(b, y, shape)
+    for first, second in zip(matrices(a, x), matrices(b, y), strict=True):
+        plan = jsg.plan_sparse_add(first, second)
+        for total in (jsg.add(first, second), plan.with_data(x, y)):
             assert np.asarray(total.data).sum() == expected.sum()
             assert total.nse == len(union_indices(a, b, shape=shape))
-            np.testing.assert_array_equal(jsg.add(first, dense), to_dense(a, x, shape) + 1)
-
-    add(100)
-    for count in (101, 250, 555):
-        assert compilations_of(lambda count=count: add(count)) == 0
+        many = jsg.add_n([first, second] * 5)
+        assert np.asarray(many.data).sum() == 5 * expected.sum()
 
 
-def test_eager_calls_of_new_sizes_compile_nothing(rng):
+def pull_back(rng, shape, count):
+    (a, x), (b, y) = draw(rng, shape, count)
+    x, y = jax.device_put((x, y))
+    size = len(union_indices(a, b, shape=shape))
+    cotangent = jax.device_put(np.ones(size, np.float32))
+    plan = jsg.plan_sparse_add(a, b, shape=shape)
+    for add in (lambda x, y: jsg.sparse_add(a, x, shape, b, y, shape).sum_values, plan):
+        _, pull = jax.vjp(add, x, y)
+        gradients = pull(cotangent)
+        np.testing.assert_array_equal(gradients[0], np.ones_like(x))
+        np.testing.assert_array_equal(gradients[1], np.ones_like(y))
+    limited, pull = jax.vjp(lambda x, y: jsg.sparse_add(a, x, shape, b, y, shape, 3.0).sum_values, x, y)
+    pull(jax.device_put(np.ones(limited.shape, np.float32)))
+
+
+@pytest.mark.parametrize("call", [add_tensors, add_matrices, pull_back])
+def test_eager_calls_of_new_sizes_and_shapes_compile_nothing(rng, call):
+    call(rng, (40, 50), 100)
+    call(rng, (70, 80), 100)
+    for shape, count in (((40, 50), 101), ((71, 33), 150), ((48, 47), 190)):
+        assert compilations_of(lambda shape=shape, count=count: call(rng, shape, count)) == 0
+
+
+def test_dense_sums_of_new_sizes_compile_nothing(rng):
+    dense = np.ones((40, 50), np.float32)
+
     def add(count):
         a, x = random_coo(rng, (40, 50), count)
-        b, y = random_coo(rng, (40, 50), count + 7, shuffled=True)
-        total = jsg.sparse_add(a, x, (40, 50), b, y, (40, 50))
-        jsg.sparse_add_grad(total.sum_values, a, b, total.sum_indices)
-        expected = to_dense(a, x, (40, 50)) + to_dense(b, y, (40, 50))
-        np.testing.assert_array_equal(to_dense(total.sum_indices, total.sum_values, (40, 50)), expected)
+        np.testing.assert_array_equal(
+            jsg.add(BCOO(jax.device_put((x, a)), shape=(40, 50)), dense), to_dense(a, x, (40, 50)) + 1
+        )
 
     add(100)
     for count in (101, 250, 555):
