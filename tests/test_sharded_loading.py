@@ -144,7 +144,7 @@ class TestPartition:
         with pytest.raises(ValueError, match=r"`operand.shape` must not exceed 2147483647.*set `jax_enable_x64`"):
             sharded.partition(large, mesh, "rows")
         wide = scipy.sparse.coo_array((np.array([2**40]), ([0], [0])), shape=(1, 1))
-        with pytest.raises(ValueError, match=r"`operand.data` must fit int32, got values from 1099511627776 to"):
+        with pytest.raises(ValueError, match=r"`operand.data` must fit int32, got .*1099511627776"):
             sharded.partition(wide, mesh, "rows")
 
     def test_rows_beyond_int32_with_x64(self, mesh, x64):

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._guards import check_capacity
-from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, from_all_shards, on_shards, replicate
+from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, from_all_shards, from_host, on_shards, replicate
 from jax_sparse_grad.sharded._operand import RowSharded
 
 
@@ -239,19 +239,19 @@ class _Placed:
             for parts in self._parts
         )
         row_starts = replicate(self.mesh, starts.astype(indices.dtype))
-        nnz = jax.make_array_from_callback(counts.shape, sharded, counts.astype(np.int32).__getitem__)
+        own = PartitionSpec(self.axis)
+        nnz = from_host(self.mesh, own, counts.shape, counts.astype(np.int32).__getitem__)
         return RowSharded(data, indices, row_starts, nnz, shape, self.mesh, self.axis)
 
 
 def _share(layout: Layout, facts: dict[int, tuple[int, ...]]) -> np.ndarray:
     """The facts of all shards, of those in other processes as well."""
     width = len(next(iter(facts.values())))
-    sharding = NamedSharding(layout.mesh, PartitionSpec(layout.axis))
 
     def facts_of(index: tuple[slice, ...] | None) -> np.ndarray:
         return np.array([facts[_shard_of(index)]], np.int32)
 
-    local = jax.make_array_from_callback((layout.shards, width), sharding, facts_of)
+    local = from_host(layout.mesh, PartitionSpec(layout.axis), (layout.shards, width), facts_of)
     return np.asarray(_replicate_facts(layout, local))
 
 
