@@ -18,7 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._guards import check_capacity
-from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, from_all_shards, from_host, on_shards, replicate
+from jax_sparse_grad.sharded._mesh import (
+    Axis,
+    Layout,
+    count_shards,
+    from_all_shards,
+    from_host,
+    on_shards,
+    put,
+    replicate,
+)
 from jax_sparse_grad.sharded._operand import RowSharded
 
 
@@ -228,7 +237,7 @@ class _Placed:
     def put(self, shard: int, indices: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> None:
         """Put a shard on each device that holds it."""
         for padded, parts in zip(_pad(indices, values, self.capacity, shape), self._parts, strict=True):
-            parts += [jax.device_put(padded, device) for device in self.devices[shard]]
+            parts += [put(padded, device) for device in self.devices[shard]]
 
     def assemble(self, starts: np.ndarray, counts: np.ndarray, shape: tuple[int, ...]) -> RowSharded:
         """The whole, once all shards of this process have been put."""

@@ -52,8 +52,14 @@ def from_host(
     """
     sharding = NamedSharding(mesh, spec)
     devices = sharding.addressable_devices_indices_map(shape).items()
-    parts = [jax.device_put(part(index), device) for device, index in devices]
+    parts = [put(part(index), device) for device, index in devices]
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def put(array: np.ndarray, device: jax.Device) -> jax.Array:
+    """The array on a device, concrete inside `jit` too."""
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(array, device)
 
 
 def on_shards(
