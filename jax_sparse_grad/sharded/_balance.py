@@ -89,8 +89,8 @@ def _sample(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
         nnz = jnp.sum(entries, dtype=jnp.int32)
         # Those of entries come first, in their order, whatever padding lies between them.
         first = jnp.sort(jnp.where(entries, rows[:, 0], np.asarray(layout.shape[0], rows.dtype)))
-        places = (jnp.arange(SAMPLE) + 0.5) / SAMPLE
-        return from_all_shards(layout, (at(first, (places * nnz).astype(jnp.int32)), nnz))
+        places = (jnp.arange(SAMPLE, dtype=np.float32) + 0.5) / SAMPLE
+        return from_all_shards(layout, (at(first, (places * nnz.astype(np.float32)).astype(jnp.int32)), nnz))
 
     return on_shards(layout, sample, None, indices, replicated_result=True)
 

@@ -18,7 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._guards import check_capacity
-from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, from_all_shards, on_shards, replicate
+from jax_sparse_grad.sharded._mesh import (
+    Axis,
+    Layout,
+    count_shards,
+    from_all_shards,
+    from_host,
+    on_shards,
+    put,
+    replicate,
+)
 from jax_sparse_grad.sharded._operand import RowSharded
 
 
@@ -228,7 +237,7 @@ class _Placed:
     def put(self, shard: int, indices: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> None:
         """Put a shard on each device that holds it."""
         for padded, parts in zip(_pad(indices, values, self.capacity, shape), self._parts, strict=True):
-            parts += [jax.device_put(padded, device) for device in self.devices[shard]]
+            parts += [put(padded, device) for device in self.devices[shard]]
 
     def assemble(self, starts: np.ndarray, counts: np.ndarray, shape: tuple[int, ...]) -> RowSharded:
         """The whole, once all shards of this process have been put."""
@@ -239,19 +248,19 @@ class _Placed:
             for parts in self._parts
         )
         row_starts = replicate(self.mesh, starts.astype(indices.dtype))
-        nnz = jax.make_array_from_callback(counts.shape, sharded, counts.astype(np.int32).__getitem__)
+        own = PartitionSpec(self.axis)
+        nnz = from_host(self.mesh, own, counts.shape, counts.astype(np.int32).__getitem__)
         return RowSharded(data, indices, row_starts, nnz, shape, self.mesh, self.axis)
 
 
 def _share(layout: Layout, facts: dict[int, tuple[int, ...]]) -> np.ndarray:
     """The facts of all shards, of those in other processes as well."""
     width = len(next(iter(facts.values())))
-    sharding = NamedSharding(layout.mesh, PartitionSpec(layout.axis))
 
     def facts_of(index: tuple[slice, ...] | None) -> np.ndarray:
         return np.array([facts[_shard_of(index)]], np.int32)
 
-    local = jax.make_array_from_callback((layout.shards, width), sharding, facts_of)
+    local = from_host(layout.mesh, PartitionSpec(layout.axis), (layout.shards, width), facts_of)
     return np.asarray(_replicate_facts(layout, local))
 
 

@@ -40,7 +40,26 @@ def count_shards(mesh: Mesh, axis: Axis) -> int:
 
 def replicate(mesh: Mesh, array: np.ndarray) -> jax.Array:
     """The same array on all devices."""
-    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, PartitionSpec()), array.__getitem__)
+    return from_host(mesh, PartitionSpec(), array.shape, array.__getitem__)
+
+
+def from_host(
+    mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], part: Callable[[tuple[slice, ...] | None], np.ndarray]
+) -> jax.Array:
+    """The array of which each device holds `part(index)`, which is JAX's from then on.
+
+    As `jax.make_array_from_callback`, which `jax.transfer_guard` takes for a transfer that nobody asked for.
+    """
+    sharding = NamedSharding(mesh, spec)
+    devices = sharding.addressable_devices_indices_map(shape).items()
+    parts = [put(part(index), device) for device, index in devices]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def put(array: np.ndarray, device: jax.Device) -> jax.Array:
+    """The array on a device, concrete inside `jit` too."""
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(array, device)
 
 
 def on_shards(

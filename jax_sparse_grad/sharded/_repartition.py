@@ -82,12 +82,12 @@ def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None =
     data = _validation.as_numeric("x.data", x.data)
     if _validation.is_concrete(row_starts) or isinstance(row_starts, RowSharded):
         row_starts = as_row_starts(row_starts, layout.shape[0], layout.shards).astype(indices.dtype)
-        starts = jnp.asarray(row_starts)
+        concrete = _validation.is_concrete(indices)
+        starts = replicate(x.mesh, row_starts) if concrete else jnp.asarray(row_starts)
     else:
+        concrete = False
         starts = _guard_starts(layout, _validation.as_integers("row_starts", row_starts)).astype(indices.dtype)
-    concrete = _validation.is_concrete(indices, row_starts)
     if concrete:
-        starts = replicate(x.mesh, row_starts)
         flows = _validation.call_concretely(lambda: _checked_flows(layout, starts, indices))
         size = max(1, int(flows.sum(axis=0).max())) if size is None else size
         check_capacity(size, flows.sum(axis=0))

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jax_sparse_grad.sharded._mesh import from_host
+
 
 def describe_mesh(mesh: Mesh) -> dict[str, Any]:
     """What `mesh_of` makes a mesh of again, in another process too; lists, ints and strings."""
@@ -48,12 +50,12 @@ class _HostArray:
     def on(self, mesh: Mesh) -> jax.Array:
         """The array as it was before it came to the host."""
         if self.spec is None:
-            return jax.numpy.array(self.values)
+            return jax.device_put(self.values.copy())
 
         def copied(index: Any) -> np.ndarray:
             return np.array(self.values[index])  # pickle may have lent memory that is not ours
 
-        return jax.make_array_from_callback(self.values.shape, NamedSharding(mesh, PartitionSpec(*self.spec)), copied)
+        return from_host(mesh, PartitionSpec(*self.spec), self.values.shape, copied)
 
 
 class Savable:
