@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental.sparse import BCOO, BCSR, JAXSparse
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
@@ -503,9 +504,7 @@ def _scale(rows: jax.Array, values: jax.Array, scale: Scale, shape: tuple[int, .
     weight = None if scale is _MINUS else scale
     if _validation.is_concrete(values, weight):
         return _in_buckets(partial(_times, weight=weight), rows.ndim - 2, values)
-    if isinstance(weight, jax.core.Tracer):  # whose gradient must not see what stands at padding
-        values = _without_padding(rows, values, shape)
-    return _times(values, weight)
+    return _weigh(shape, rows, values, weight) if isinstance(weight, jax.core.Tracer) else _times(values, weight)
 
 
 def _scale_dense(values: jax.Array, scale: Scale) -> jax.Array:
@@ -516,6 +515,30 @@ def _scale_dense(values: jax.Array, scale: Scale) -> jax.Array:
 def _times(values: jax.Array, weight: jax.Array | None) -> jax.Array:
     """Values times a weight; without one, their negatives."""
     return -values if weight is None else values * weight
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _weigh(shape: tuple[int, ...], rows: jax.Array, values: jax.Array, weight: jax.Array) -> jax.Array:
+    """Values at index rows times a weight, whose derivative does not see what stands at padding."""
+    del shape, rows
+    return _times(values, weight)
+
+
+def _weigh_jvp(
+    shape: tuple[int, ...], primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    rows, values, weight = primals
+    _, of_values, of_weight = tangents
+    product = _weigh(shape, rows, values, weight)
+    terms = []
+    if not isinstance(of_values, SymbolicZero):
+        terms.append(_times(of_values, weight))
+    if not isinstance(of_weight, SymbolicZero):
+        terms.append(_times(_without_padding(rows, values, shape), of_weight))
+    return product, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(product)
+
+
+_weigh.defjvp(_weigh_jvp, symbolic_zeros=True)
 
 
 @partial(jax.jit, static_argnums=2)
