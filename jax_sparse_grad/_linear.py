@@ -91,7 +91,7 @@ def _run(
     def run(leaves: Arrays, x: Arrays) -> Arrays:
         parts = iter(x)
         joined = [[next(parts) for _ in group] for group in x_groups]
-        arrays = tuple(each[0] if len(each) == 1 else jnp.concatenate(each) for each in joined)
+        arrays = tuple(each[0] if len(each) == 1 else _concatenate(each) for each in joined)
         return tuple(
             part
             for array, sizes in zip(apply(jax.tree.unflatten(treedef, leaves), arrays), y_groups, strict=True)
@@ -101,6 +101,14 @@ def _run(
     for batched in batches:
         run = jax.vmap(run, in_axes=(tuple(0 if each else None for each in batched), 0))
     return run(leaves, x)
+
+
+def _concatenate(parts: list[jax.Array]) -> jax.Array:
+    dtype = parts[0].dtype
+    if jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8:  # XLA:CPU ends the process at such a one
+        wide = jnp.int8 if jnp.issubdtype(dtype, jnp.signedinteger) else jnp.uint8
+        return jnp.concatenate([part.astype(wide) for part in parts]).astype(dtype)
+    return jnp.concatenate(parts)
 
 
 def _divide(array: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:

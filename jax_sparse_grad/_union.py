@@ -125,7 +125,8 @@ def join(operands: tuple[jax.Array, ...], promised: bool) -> tuple[tuple[jax.Arr
     """
     sizes = tuple(rows.shape[-2] for rows in operands)
     short = not promised and sum(sizes) <= SORTED_BELOW * (len(sizes) - 1)
-    alike = len({rows.shape[:-2] for rows in operands}) == 1
+    # XLA:CPU ends the process where integers of less than a byte are concatenated.
+    alike = len({rows.shape[:-2] for rows in operands}) == 1 and jnp.iinfo(operands[0].dtype).bits >= 8
     if len(sizes) == 1 or not alike or not (short or len(sizes) > MOST_IN_TREE):
         return operands, None
     return (concatenate(operands, operands[0].ndim - 2),), sizes

@@ -348,7 +348,7 @@ class TestTransformations:
         values = jnp.ones((5, NSE)), jnp.ones((5, NSE))
         mapped = jax.make_jaxpr(jax.vmap(add, (None, None, 0, 0)))(x.indices, y.indices, *values)
         of_batches = {aval.shape for aval in avals_of(mapped) if aval.shape[:1] == (5,)}
-        assert {(5, NSE), (5, 2 * NSE)} <= of_batches
+        assert (5, 2 * NSE) in of_batches
         # Indices, keys and positions are integers (and masks, where values are selected, are broadcast).
         assert not [aval for aval in avals_of(mapped) if aval.shape[:1] == (5,) and aval.dtype.kind in "iu"]
         # The same reading does find patterns that are batched.
@@ -833,7 +833,7 @@ class TestRefusals:
                 "`y.indices` must have an integer dtype, got float0, which stands for no gradient",
             ),
         ],
-        ids=str,
+        ids=lambda part: part if isinstance(part, str) else "",
     )
     def test_of_an_operand(self, x, other, error, message):
         with pytest.raises(error, match=message):
@@ -898,7 +898,7 @@ class TestRefusals:
     def test_of_data_where_it_is_concrete(self, rng):
         x = random_bcoo(rng, ((3, *SHAPE), 1, 0))
         bad = BCOO((x.data, x.indices.at[2, 4].set(jnp.array([0, -1]))), shape=x.shape)
-        message = r"`y.indices\[2\]` must lie in \[0, \(6, 7\)\), or equal \(6, 7\) in padding; row 4 is \[ 0 -1\]"
+        message = r"`y.indices\[2\]` must not be negative; row 4 is \[ 0 -1\]"
         with pytest.raises(ValueError, match=message):
             jsg.add(x, bad)
         with pytest.raises(ValueError, match=message):
@@ -922,7 +922,7 @@ class TestRefusals:
         assert message(x, x) == message(x, jnp.ones(x.shape)) == ""
         bad = BCOO((x.data, x.indices.at[2, 4].set(jnp.array([0, -1]))), shape=x.shape)
         for other in (x, jnp.ones(x.shape)):
-            assert "must lie in [0, (6, 7)), or equal (6, 7) in padding; row 4 is [ 0 -1]" in message(other, bad)
+            assert "must not be negative; row 4 is [ 0 -1]" in message(other, bad)
         assert "`nse` must be at least" in message(x, x, nse=2)
         assert "must be sorted and unique" in message(x, x, assume_canonical=True)
         matrix = BCSR((jnp.ones(3), jnp.arange(3), jnp.array([0, 3, 2])), shape=(2, 3))
