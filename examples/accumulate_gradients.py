@@ -213,7 +213,7 @@ def accumulate_sparse(model: Model, batches: Batches, nse: int) -> tuple[jax.Arr
         loss, gradient = row_gradient(model, batch)
         # The few rows of the micro-batch are sorted and their duplicates summed first; then both operands are
         # canonical, and to promise that saves half of the memory of the sum.
-        table = jsg.add(total.table, jsg.add_n([gradient.table]), nse=nse, assume_canonical=True)
+        table = jsg.add(total.table, jsg.sum_duplicates(gradient.table), nse=nse, assume_canonical=True)
         return Model(table, total.head + gradient.head), loss
 
     total, losses = jax.lax.scan(add, no_gradient(model, nse), batches)
@@ -241,7 +241,7 @@ def accumulate_stacked(model: Model, batches: Batches, nse: int) -> tuple[jax.Ar
 
     _, (losses, data, heads) = jax.lax.scan(keep, None, batches)
     rows = BCOO((data.reshape(-1, data.shape[-1]), batches.tokens.reshape(-1, 1)), shape=model.table.shape)
-    return losses, Model(jsg.add_n([rows], nse=nse), heads.sum(axis=0))
+    return losses, Model(jsg.sum_duplicates(rows, nse=nse), heads.sum(axis=0))
 
 
 def accumulate_dense(model: Model, batches: Batches, nse: int) -> tuple[jax.Array, Model]:
@@ -261,9 +261,7 @@ def accumulate_dense(model: Model, batches: Batches, nse: int) -> tuple[jax.Arra
 
 def no_gradient(model: Model, nse: int) -> Model:
     """What a sum of `nse` rows starts with: all of it padding."""
-    table = model.table
-    none = BCOO((jnp.zeros((0, table.shape[1])), jnp.zeros((0, 1), jnp.int32)), shape=table.shape)
-    return Model(jsg.add_n([none], nse=nse), jnp.zeros_like(model.head))
+    return Model(jsg.empty(model.table.shape, nse, model.table.dtype, n_dense=1), jnp.zeros_like(model.head))
 
 
 WAYS: dict[str, Callable[[Model, Batches, int], tuple[jax.Array, Model]]] = {

@@ -71,7 +71,7 @@ def add(x: Any, y: Any, *, nse: int | None = None, assume_canonical: bool = Fals
 
     Under every JAX transformation, forward mode too; the gradient of each operand has that operand's own pattern. Where
     values change and patterns do not, `plan_sparse_add` unites them once. If one operand, or one matrix of a batch, is
-    out of order, all are sorted: bring a small update of a large sum in order by `add_n([update])` first. Inside a
+    out of order, all are sorted: sort a small update of a large sum first, by `sum_duplicates(update)`. Inside a
     function under `jax.experimental.sparse.sparsify`, where sparse arguments look dense, it cannot be called.
 
     To a dense array of a dtype narrower than 32 bits, entries are added in a wider one, and the sum is rounded once.

@@ -50,7 +50,7 @@ def call_on_auto_axes(function: Callable[[Any], Any], tree: Any, mesh: AbstractM
     `specs`: how the result is divided, a tree prefix of it.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    # What is concrete stays so, lest sums be longer than they need to be: no trace stages it.
+    # What is concrete stays so, or sums would be longer than they need to be: no trace stages it.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     through = [k for k, leaf in enumerate(leaves) if isinstance(leaf, jax.core.Tracer if traced else jax.Array)]
     fixed = leaves if not traced else call_concretely(lambda: [_switch(leaf) for leaf in leaves])

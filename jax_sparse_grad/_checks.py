@@ -49,7 +49,7 @@ def join_errors(tree: T) -> T:
     """The same arrays; what `checkify` knows by then of each device for itself becomes one error of them all.
 
     To be called on what goes into `shard_map` and on what comes out: backwards, the one is the other. (Array by array,
-    lest those that are not differentiated look as if they were.)
+    so that those that are not differentiated do not look as if they were.)
     """
     return jax.tree.map(lambda leaf: _join.bind(leaf, **_parameters(lambda leaf: [leaf], [leaf], 1))[0], tree)
 

@@ -43,7 +43,7 @@ def partition(operand: Any, mesh: Any, axis: Any, *, row_starts: Any = None, cap
       row_starts: `[shards + 1]`, the first row of each shard and the number of rows. By default those that balance the
         entries of this operand. Operands that are to be added need the same: `balanced_row_starts([x, y], shards)`.
       capacity: the number of entries that each shard has room for, static; by default as many as the fullest needs.
-        Give it where the pattern will change, lest functions be compiled anew.
+        Give it where the pattern will change, so that functions are not compiled anew.
 
     Returns:
       A `RowSharded`, its entries in lexicographic order, duplicates kept, padding last in each shard.
@@ -51,7 +51,7 @@ def partition(operand: Any, mesh: Any, axis: Any, *, row_starts: Any = None, cap
     Raises:
       TypeError: an argument has the wrong type, or is traced.
       ValueError: an index is negative; `row_starts` does not ascend from 0 to the number of rows; a shard has
-        more entries than `capacity` (the error names it); `axis` is none of the mesh's.
+        more entries than `capacity` (the error names it); `axis` is not one of the mesh's.
 
     Example:
       >>> import jax, numpy as np, jax_sparse_grad as jsg

@@ -91,7 +91,7 @@ def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None =
         flows = _validation.call_concretely(lambda: _checked_flows(layout, starts, indices))
         size = max(1, int(flows.sum(axis=0).max())) if size is None else size
         check_capacity(size, flows.sum(axis=0))
-        block = bucket(int((flows - np.diag(flows.diagonal())).max()))  # lest every flow be compiled for
+        block = bucket(int((flows - np.diag(flows.diagonal())).max()))  # or every flow would be compiled for
     else:
         indices = guard_rows(layout, "x", None, indices)
         size = x.capacity if size is None else size
