@@ -295,3 +295,14 @@ def test_zeros_keep_their_sign_on_the_way_back(rng, count):
         total, pull = jax.vjp(function, *values)
         for gradient in pull(jnp.full(total.shape, -0.0)):
             assert np.all(np.signbit(gradient))
+
+
+def test_the_program_of_a_sum_grows_with_its_operands_by_a_few_operations_each():
+    def operations(count):
+        rows = [jnp.zeros((5, 2), jnp.int32)] * count
+        text = jax.jit(lambda *rows: jsg.plan_sparse_add(*rows, shape=SHAPE)(*[jnp.ones(5)] * count)).lower(*rows)
+        return text.as_text().count(" = ")
+
+    few, many = operations(10), operations(50)
+    assert (many - few) / 40 < 40
+    assert many < operations(6)

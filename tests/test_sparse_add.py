@@ -331,3 +331,15 @@ def test_strict_promotion_and_lists_are_accepted():
             jnp.array([[1, 1], [0, 1]]), jnp.ones(2), (2, 2), jnp.array([[0, 1]]), jnp.ones(1), (2, 2)
         )
         assert value.sum_values.tolist() == [2.0, 1.0, 0.0]
+
+
+def test_a_threshold_leaves_no_sort_of_indices_that_are_known(rng):
+    a, x = random_coo(rng, SHAPE, 9, shuffled=True, duplicates=3)
+    b, y = random_coo(rng, SHAPE, 9, shuffled=True)
+
+    def add(x, y, a=a, b=b):
+        return jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, 4.0)
+
+    known, traced = jax.jit(add).lower(x, y), jax.jit(add).lower(x, y, a, b)
+    assert ["stablehlo.sort" in each.as_text() for each in (known, traced)] == [False, True]
+    chex.assert_trees_all_equal(*(jax.tree.map(np.asarray, jax.jit(add)(*each)) for each in ((x, y), (x, y, a, b))))
