@@ -7,7 +7,7 @@ they run with these axes switched to `Auto`, where XLA finds the shardings, and 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -36,7 +36,7 @@ def on_auto_axes(function: F) -> F:
 
 def explicit_mesh(tree: Any) -> AbstractMesh | None:
     """The mesh with `Explicit` axes that an array of the tree lies on."""
-    for leaf in jax.tree.leaves(tree):
+    for leaf in jax.tree.leaves(tree, is_leaf=_is_iterator):
         if isinstance(leaf, jax.Array):
             mesh = jax.typeof(leaf).sharding.mesh
             if AxisType.Explicit in mesh.axis_types:
@@ -44,12 +44,17 @@ def explicit_mesh(tree: Any) -> AbstractMesh | None:
     return None
 
 
+def _is_iterator(x: Any) -> bool:
+    """Whether JAX should be told that it is a leaf, which it will not assume of iterators."""
+    return isinstance(x, Iterator)
+
+
 def call_on_auto_axes(function: Callable[[Any], Any], tree: Any, mesh: AbstractMesh, specs: Any) -> Any:
     """`function(tree)` with the `Explicit` axes of the mesh switched to `Auto`.
 
     `specs`: how the result is divided, a tree prefix of it.
     """
-    leaves, treedef = jax.tree.flatten(tree)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_iterator)
     # What is concrete stays so, or sums would be longer than they need to be: no trace stages it.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     through = [k for k, leaf in enumerate(leaves) if isinstance(leaf, jax.core.Tracer if traced else jax.Array)]

@@ -189,8 +189,15 @@ def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], **parameter
     _, x_dot = _split(tangents, parameters["treedef"])
     if all(type(part) is ad.Zero for part in x_dot):
         return y, [ad.Zero(jax.typeof(part).to_tangent_aval()) for part in y]
-    filled = [jnp.zeros_like(part) if type(dot) is ad.Zero else dot for part, dot in zip(x, x_dot, strict=True)]
+    filled = [_zeros_like(part) if type(dot) is ad.Zero else dot for part, dot in zip(x, x_dot, strict=True)]
     return y, _linear.bind(*leaves, *filled, **parameters)
+
+
+def _zeros_like(array: Any) -> jax.Array:
+    """Zeros, made by numpy if it can put them beside the array: that compiles nothing."""
+    if isinstance(array, jax.core.Tracer) or not is_on_host(array):
+        return jnp.zeros_like(array)
+    return jax.device_put(np.zeros(array.shape, array.dtype))
 
 
 def _transpose(

@@ -218,7 +218,7 @@ def test_index_dtypes_without_a_common_integer(x64):
 @pytest.mark.parametrize(
     ("indices", "keywords", "error", "message"),
     [
-        ([], P, ValueError, "`indices` must be given for at least one operand"),
+        ([], P, ValueError, "`operands` must hold at least one operand"),
         ([[0, 1]], P, ValueError, "`operands[0]` must be a matrix [nnz, ndims], got shape (2,)"),
         (
             [[[0, 1]], [[0]]],
@@ -362,11 +362,13 @@ def test_a_container_instead_of_its_values_says_what_to_pass(kind):
     ):
         with pytest.raises(TypeError, match=re.escape(f"` must be an array, got {kind}; pass its values, {values}")):
             call()
-    for call in (
-        lambda: jsg.plan_sparse_add(x, shape=SHAPE),
+    calls = [
         lambda: jsg.sparse_add(**(A | {"a_indices": x})),
         lambda: jsg.sparse_add_grad(**(G | {"sum_indices": x})),
-    ):
+    ]
+    if kind not in ("BCOO", "BCSR"):  # of which there are plans
+        calls.append(lambda: jsg.plan_sparse_add(x, shape=SHAPE))
+    for call in calls:
         with pytest.raises(TypeError, match=re.escape(f"` must be an array, got {kind}; pass its indices, {indices}")):
             call()
     with pytest.raises(TypeError, match=re.escape(f"`values[0][...]` must be an array, got {kind}; pass its values")):
