@@ -69,6 +69,11 @@ def linear(apply: Map, transpose: Map, data: Any, x: Arrays, x_groups: Groups, y
     return tuple(y)
 
 
+REPEATED = 100  # calls after which to compile for their lengths (0.1 s) pays: padding takes 1 ms, or twice the time
+MOST_PROGRAMS = 256  # of that kind: each keeps some 20 of the 65,530 memory mappings that Linux allows a process
+
+_calls: dict[tuple[Any, ...], int] = {}
+_own_programs: set[tuple[Any, ...]] = set()
 _linear = jax.extend.core.Primitive("sparse_add_linear")
 _linear.multiple_results = True
 
@@ -128,8 +133,20 @@ def _lower(
 def _execute(*operands: jax.Array, **parameters: Any) -> Sequence[jax.Array]:
     """The map of concrete arrays: at lengths for which little is compiled, where numpy can pad and cut."""
     with jax.disable_jit(False), own_transfers():
-        on_host = all(map(is_on_host, operands))
-        return _execute_in_buckets(*operands, **parameters) if on_host else _lower(*operands, **parameters)
+        if not all(map(is_on_host, operands)) or _is_worth_a_program(tuple(parameters.values())):
+            return _lower(*operands, **parameters)
+        return _execute_in_buckets(*operands, **parameters)
+
+
+def _is_worth_a_program(key: tuple[Any, ...]) -> bool:
+    """Whether these lengths come again and again, as where a plan is called in a loop outside of `jit`."""
+    calls = _calls.get(key, 0)
+    if calls < REPEATED:
+        _calls[key] = calls + 1
+        return False
+    if len(_own_programs) < MOST_PROGRAMS:
+        _own_programs.add(key)
+    return key in _own_programs
 
 
 def _execute_in_buckets(
