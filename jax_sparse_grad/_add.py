@@ -244,7 +244,10 @@ def empty(
         )
     sparse_sizes = sizes[batches : len(sizes) - dense]
     kind = _as_dtype("dtype", dtype)
-    _validation.as_numeric("dtype", np.zeros(0, kind))
+    try:
+        _validation.as_numeric("dtype", np.zeros(0, kind))
+    except TypeError as error:
+        raise TypeError(f"`dtype` must be one of those that sums have, got {kind}") from error
     row_kind = _row_dtype(sparse_sizes, index_dtype)
     _validation.check_sizes_fit("shape", sparse_sizes, row_kind)
     # By numpy, which compiles nothing for a new length.
@@ -270,6 +273,8 @@ def _row_dtype(sizes: tuple[int, ...], asked: Any) -> np.dtype:
 
 def _as_dtype(name: str, dtype: Any) -> np.dtype:
     """The dtype that JAX has for it."""
+    if dtype is None:
+        raise TypeError(f"`{name}` must be a dtype, got None")
     try:
         return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
     except TypeError:
@@ -308,7 +313,7 @@ def _as_weights(weights: Any, count: int) -> list[Scale]:
     if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
         vector = np.asarray(weights) if _validation.is_concrete(weights) else weights
         scales = [vector[k] for k in range(vector.shape[0])]
-    elif isinstance(weights, Sequence) and not isinstance(weights, str | bytes):
+    elif isinstance(weights, Iterable) and not isinstance(weights, jax.Array | np.ndarray | str | bytes | Mapping):
         scales = list(weights)
     else:
         got = "an array without dimensions" if hasattr(weights, "ndim") else type(weights).__name__
@@ -471,7 +476,7 @@ def _scale(rows: jax.Array, values: jax.Array, scale: Scale, shape: tuple[int, .
     weight = None if scale is _MINUS else scale
     if _validation.is_concrete(values, weight):
         return _in_buckets(partial(_times, weight=weight), rows.ndim - 2, values)
-    return _weigh(shape, rows, values, weight) if isinstance(weight, jax.core.Tracer) else _times(values, weight)
+    return _times(values, weight) if weight is None else _weigh(shape, rows, values, weight)
 
 
 def _scale_dense(values: jax.Array, scale: Scale) -> jax.Array:
@@ -499,7 +504,8 @@ def _weigh_jvp(
     product = _weigh(shape, rows, values, weight)
     terms = []
     if not isinstance(of_values, SymbolicZero):
-        terms.append(_times(of_values, weight))
+        # Before it is weighed, so that backwards it comes last: at padding, 0 times an infinite weight is NaN.
+        terms.append(_times(_without_padding(rows, of_values, shape), weight))
     if not isinstance(of_weight, SymbolicZero):
         terms.append(_times(_without_padding(rows, values, shape), of_weight))
     return product, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(product)
@@ -566,12 +572,13 @@ def _as_operand(names: Sequence[str], name: str, operand: Any) -> Any:
 def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]) -> str:
     """What is said of something that is not an operand: what it is, and what to call instead."""
     kind = type(operand).__name__
-    got = f"`{name}` must be a BCOO, a BCSR or an array, got {kind}"
+    alone = tuple(names) == ("x",)  # of `sum_duplicates`
+    got = f"`{name}` must be a BCOO{' or' if alone else ','} a BCSR{'' if alone else ' or an array'}, got {kind}"
     if isinstance(operand, numbers.Number):
         other = next((each for each in names if each != name), "x")
         return f"{got}; a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
     if hasattr(operand, "row_starts"):  # told by that: the module of `RowSharded` imports this one
-        return f"{got}; call `jsg.sharded.add`, and spread the rows of the other operand by `jsg.sharded.partition`"
+        return f"{got}; call `jsg.sharded.add` or `add_n`, and spread the rows of all operands by `jsg.sharded.partition`"
     if isinstance(operand, SparseAddPlan):
         return f"{got}; a plan is called with the values of its operands: `plan(x.data, y.data)`"
     if isinstance(operand, JAXSparse):
@@ -585,7 +592,7 @@ def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]
         return f"{got}; a SciPy matrix becomes one by `BCOO.from_scipy_sparse` or `BCSR.from_scipy_sparse`"
     if inner:
         return f"{got} of {type(inner[0]).__name__}; `add_n` adds the matrices of a list"
-    if operand is None:
+    if operand is None and not alone:
         return f"{got}; `add` takes two operands, and `add_n` a list of any number"
     return got + ("; `jnp.asarray` may make an array of it" if hasattr(operand, "__array__") else "")
 

@@ -281,7 +281,7 @@ def _check_not_sparse(name: str, array: Any, part: str) -> None:
     elif hasattr(array, "union") and callable(array):  # a plan
         parts = "those it makes, `plan(*values)`", "`plan.indices`"
     elif hasattr(array, "row_starts"):
-        parts = "`x.data`, or add it by `jsg.sharded.add`", "`x.indices`"
+        parts = "`x.data`, or add it by `jsg.sharded.add`", "`x.indices`, or plan by `jsg.sharded.plan_sparse_add`"
     elif kind in ("BCOO", "BCSR"):
         rows = "`x.indices`" if kind == "BCOO" else "`x.to_bcoo().indices`"
         parts = "`x.data`, or add it by `jsg.add`", rows

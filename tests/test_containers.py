@@ -453,6 +453,16 @@ class TestWeights:
         chex.assert_trees_all_equal(jax.jit(jax.grad(loss))(weights), jax.grad(loss)(weights), np.array(expected))
         chex.assert_trees_all_equal(jax.jit(jax.jacfwd(loss))(weights), np.array(expected))
 
+    @pytest.mark.parametrize("weight", [np.inf, -np.inf, np.nan])
+    def test_derivatives_of_padding_are_zero_whatever_its_weight(self, weight):
+        indices = jnp.array([[0, 0], [3, 3]])
+
+        def total(values, weight):
+            return jsg.add_n([BCOO((values, indices), shape=(3, 3))], weights=[weight]).data.sum()
+
+        for gradient in (jax.grad(total)(jnp.ones(2), weight), jax.jit(jax.grad(total))(jnp.ones(2), weight)):
+            np.testing.assert_array_equal(gradient, [weight, 0])
+
     def test_derivatives_of_the_values_are_weighted(self, rng):
         x, y = random_bcoo(rng), random_bcsr(rng)
 

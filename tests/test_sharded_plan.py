@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
+from jax.sharding import AxisType
 
 from jax_sparse_grad import sharded
 from samples import at_rows
@@ -154,3 +156,18 @@ def test_values_in_a_wrapper(operands, values):
     plan = plan_in_order(*operands)
     np.testing.assert_array_equal(plan(Parameter(), *values[1:]), plan(*values))
     assert operands[0].with_data(Parameter()).data.sharding == values[0].sharding
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_values_that_are_not_divided_yet_are_divided(axis_type):
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(axis_type,))
+    x = sharded.partition(BCOO.fromdense(np.eye(16, dtype=np.float32)), mesh, "rows")
+    ones = np.ones(16, np.float32)
+    plan = sharded.plan_sparse_add(x, x)
+    np.testing.assert_array_equal(plan(ones, ones.tolist()), 2 * ones)
+    np.testing.assert_array_equal(sharded.add(x.with_data(ones), x).data, 2 * ones)
+
+    def loss(values):
+        return (sharded.add(x.with_data(values), x).data ** 2).sum()
+
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(jnp.asarray(ones)), 4 * ones)

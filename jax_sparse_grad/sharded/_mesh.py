@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
 from jax_sparse_grad import _validation
 from jax_sparse_grad._checks import join_errors
@@ -72,6 +72,8 @@ def on_shards(
 ) -> Any:
     """`function(replicated, sharded)` on every device: arrays of the latter, and of the result, are its own shard."""
     own, same = PartitionSpec(layout.axis), PartitionSpec()
+    if AxisType.Explicit in layout.mesh.axis_types:  # where `shard_map` takes only what is divided already
+        sharded = jax.tree.map(lambda leaf: reshard(leaf, NamedSharding(layout.mesh, own)), sharded)
     out = same if replicated_result else own
     mapped = jax.shard_map(function, mesh=layout.mesh, in_specs=(same, own), out_specs=out)
     return join_errors(mapped(*join_errors((replicated, sharded))))
