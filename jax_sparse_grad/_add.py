@@ -578,7 +578,7 @@ def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]
         other = next((each for each in names if each != name), "x")
         return f"{got}; a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
     if hasattr(operand, "row_starts"):  # told by that: the module of `RowSharded` imports this one
-        return f"{got}; call `jsg.sharded.add` or `add_n`, and spread the rows of all operands by `jsg.sharded.partition`"
+        return f"{got}; call `jsg.sharded.add` or `add_n`, and spread all operands by `jsg.sharded.partition`"
     if isinstance(operand, SparseAddPlan):
         return f"{got}; a plan is called with the values of its operands: `plan(x.data, y.data)`"
     if isinstance(operand, JAXSparse):

@@ -43,10 +43,10 @@ class _Route(NamedTuple):
 def _route_of(union: Union) -> _Route:
     nse = union.placements[0].sources.shape[0]
     fits = nse >= sum(map(sum, entry_counts(union))) or _is_known(union.nnz, lambda nnz: nnz <= nse)
-    return _Route(_without_known(union), None if fits else np.int32(nse))
+    return _Route(without_known(union), None if fits else np.int32(nse))
 
 
-def _without_known(union: Union) -> Union:
+def without_known(union: Union) -> Union:
     """The same union without what only duplicates need, where it is known that there are none."""
 
     def simplify(placement: Placement) -> Placement:
@@ -54,7 +54,7 @@ def _without_known(union: Union) -> Union:
             return placement
         return placement._replace(unique=None, order=None)
 
-    children = tuple(_without_known(child) if isinstance(child, Union) else child for child in union.children)
+    children = tuple(without_known(child) if isinstance(child, Union) else child for child in union.children)
     return Union(union.nnz, children, tuple(map(simplify, union.placements)))
 
 

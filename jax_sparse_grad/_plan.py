@@ -15,11 +15,13 @@ from jax_sparse_grad import _buckets, _containers, _keys, _union, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._keys import Space, space_of
-from jax_sparse_grad._numeric import add_values
+from jax_sparse_grad._numeric import add_values, without_known
 from jax_sparse_grad._primitives import map_batches
 from jax_sparse_grad._union import Union, entry_counts
 
 T = TypeVar("T")
+
+SEPARATE_BELOW = 1 << 15  # slots of a concrete sum whose program, 2 s of compilation, saves less than 1 ms a call
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["indices", "union", "compressed"], meta_fields=["shape", "nse"])
@@ -387,11 +389,26 @@ def add_in_buckets(
     padded, counts = pad_indices(request, indices)
     form = Form(most_rows(padded), known_canonical(request, indices, padded))
     padded_values = pad_values(values, padded, counts)
+    if form.nse <= SEPARATE_BELOW and not request.apart:
+        add = _unite_then_add
     sum_indices, sum_values, nnz = add(form, request.space_of(padded), padded, padded_values)
     nse = exact_nse(request, nnz, indices)
     resized = _buckets.resize(sum_indices, nse, request.shape, axis), _buckets.resize(sum_values, nse, 0, axis)
     fitted: tuple[jax.Array, jax.Array] = jax.device_put(resized)
     return fitted
+
+
+def _unite_then_add(
+    form: Form, space: Space, operands: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """`unite_and_add` of concrete arrays, by the program that makes plans and eager gradients, and a small one."""
+    sum_indices, union = unite_patterns(form, space, operands)
+    return sum_indices, _add_batches(without_known(union), values), union.nnz
+
+
+@jax.jit
+def _add_batches(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
+    return map_batches(add_values, union.nnz.ndim)(union, values)
 
 
 def n_batch_of(indices: tuple[jax.Array, ...]) -> int:
