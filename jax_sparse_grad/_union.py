@@ -30,8 +30,9 @@ from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, materia
 
 T = TypeVar("T")
 
-MOST_IN_TREE = 6  # operands that a tree of merges unites faster than one sort of them all, if they are in order
-SORTED_BELOW = 2048  # entries that are sorted in the time that one more merge takes, however short
+# Measured on two cores, at 2 to 20 operands of 300 to 10^5 entries in order, with shared patterns and with their own:
+MOST_IN_TREE = 12  # operands that a tree of merges may unite faster than one sort of them all
+SORTED_BELOW = 1536  # times k (k - 1): entries of k operands that are sorted in the time of the merges
 
 
 class Placement(NamedTuple):
@@ -124,7 +125,7 @@ def join(operands: tuple[jax.Array, ...], promised: bool) -> tuple[tuple[jax.Arr
     for each entry, whatever the number of operands. If it is promised that all are in order, few of them are merged.
     """
     sizes = tuple(rows.shape[-2] for rows in operands)
-    short = not promised and sum(sizes) <= SORTED_BELOW * (len(sizes) - 1)
+    short = not promised and sum(sizes) <= SORTED_BELOW * len(sizes) * (len(sizes) - 1)
     # XLA:CPU ends the process where integers of less than a byte are concatenated.
     alike = len({rows.shape[:-2] for rows in operands}) == 1 and jnp.iinfo(operands[0].dtype).bits >= 8
     if len(sizes) == 1 or not alike or not (short or len(sizes) > MOST_IN_TREE):

@@ -66,8 +66,8 @@ def add_matrices(rng, shape, count):
         for total in (jsg.add(first, second), plan.with_data(x, y)):
             assert np.asarray(total.data).sum() == expected.sum()
             assert total.nse == len(union_indices(a, b, shape=shape))
-        many = jsg.add_n([first, second] * 5)
-        assert np.asarray(many.data).sum() == 5 * expected.sum()
+        many = jsg.add_n([first, second] * 7)
+        assert np.asarray(many.data).sum() == 7 * expected.sum()
 
 
 def pull_back(rng, shape, count):
@@ -90,7 +90,7 @@ def pull_back(rng, shape, count):
 def test_eager_calls_of_new_sizes_and_shapes_compile_nothing(rng, call):
     call(rng, (40, 50), 100)
     call(rng, (70, 80), 100)
-    for shape, count in (((40, 50), 101), ((71, 33), 150), ((48, 47), 190)):
+    for shape, count in (((40, 50), 101), ((71, 33), 120), ((48, 47), 140)):
         assert compilations_of(lambda shape=shape, count=count: call(rng, shape, count)) == 0
 
 

@@ -21,7 +21,7 @@ def dense_sum(pairs, shape=SHAPE):
 
 
 @pytest.mark.usefixtures("method")
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 3, 13])
 @pytest.mark.parametrize("form", [{}, FORM], ids=["canonical", "disordered"])
 def test_values_of_any_number_of_operands_add_up(rng, count, form):
     pairs = [random_coo(rng, SHAPE, 7, **form) for _ in range(count)]
@@ -212,7 +212,7 @@ def test_a_plan_of_indices_gives_a_bcoo(rng):
     np.testing.assert_array_equal(total.todense(), to_dense(a, x, SHAPE))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 3, 13])
 @pytest.mark.parametrize("jit", [False, True])
 def test_slots_name_the_place_of_each_entry(rng, count, jit):
     rows = [random_coo(rng, SHAPE, 7 + k, **FORM)[0] for k in range(count)]
@@ -279,7 +279,7 @@ def test_what_has_no_slot_gets_no_gradient_whatever_the_room(rng, nse):
         derivatives(lambda x, y: jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, nse=nse).sum_values, nse)
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [2, 13])
 def test_zeros_keep_their_sign_on_the_way_back(rng, count):
     rows = [random_coo(rng, SHAPE, 7)[0] for _ in range(count)]
     values = [jnp.ones(7)] * count
@@ -303,6 +303,6 @@ def test_the_program_of_a_sum_grows_with_its_operands_by_a_few_operations_each()
         text = jax.jit(lambda *rows: jsg.plan_sparse_add(*rows, shape=SHAPE)(*[jnp.ones(5)] * count)).lower(*rows)
         return text.as_text().count(" = ")
 
-    few, many = operations(10), operations(50)
-    assert (many - few) / 40 < 40
+    few, many = operations(20), operations(50)
+    assert (many - few) / 30 < 40
     assert many < operations(6)

@@ -171,3 +171,12 @@ class TestSharded:
         message = r"a mesh of 8 devices \(axes {'rows': 8}\) needs devices of the same ids; \[9\] are missing"
         with pytest.raises(ValueError, match=message):
             export.deserialize(bytearray(elsewhere))
+
+
+def test_a_plan_of_many_operands_is_exported_and_pickled(rng):
+    pairs = [random_coo(rng, SHAPE, 3 + k) for k in range(13)]
+    plan = jsg.plan_sparse_add(*(indices for indices, _ in pairs), shape=SHAPE)
+    values = [values for _, values in pairs]
+    written = export.export(jax.jit(lambda plan, values: plan(*values)))(plan, values).serialize()
+    np.testing.assert_array_equal(export.deserialize(written).call(plan, values), plan(*values))
+    alike(pickle.loads(pickle.dumps(plan)), plan)

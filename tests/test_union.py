@@ -113,15 +113,17 @@ def test_many_operands_in_one_list(rng, form):
 
 
 def test_operands_are_joined_if_they_are_many_or_short(monkeypatch):
-    monkeypatch.setattr(_union, "SORTED_BELOW", 2048)
+    monkeypatch.setattr(_union, "SORTED_BELOW", 100)
 
     def sizes(count, length, promised=False, batch=()):
         operands = tuple(np.zeros((*batch, length, 2), np.int32) for _ in range(count))
         return _union.join(operands, promised)[1]
 
-    assert sizes(2, _union.SORTED_BELOW // 2) == (_union.SORTED_BELOW // 2,) * 2
-    assert sizes(2, _union.SORTED_BELOW // 2, batch=(3,)) == (_union.SORTED_BELOW // 2,) * 2
-    assert sizes(2, _union.SORTED_BELOW) is None
+    assert sizes(2, 100) == (100, 100)
+    assert sizes(2, 100, batch=(3,)) == (100, 100)
+    assert sizes(2, 101) is None
+    assert sizes(4, 300) == (300,) * 4
+    assert sizes(4, 301) is None
     assert sizes(2, 1, promised=True) is None
     assert sizes(_union.MOST_IN_TREE, 10**4) is None
     assert sizes(_union.MOST_IN_TREE + 1, 10**4, promised=True) is not None
