@@ -24,7 +24,7 @@ from jax_sparse_grad import _keys, _validation
 from jax_sparse_grad._buckets import bucket
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._numeric import add_values
-from jax_sparse_grad._primitives import at, gather, scatter
+from jax_sparse_grad._primitives import NONE, at, gather, scatter
 from jax_sparse_grad._union import Placement, Union, pick_rows
 from jax_sparse_grad.sharded._balance import as_row_starts, balanced_row_starts
 from jax_sparse_grad.sharded._guards import check_capacity, common_layout, guard_capacity, guard_rows
@@ -206,11 +206,11 @@ def _depart(route: Route, own: jax.Array, destination: jax.Array) -> _Departure:
     first = jnp.searchsorted(shard, jnp.arange(route.shards + 1, dtype=jnp.int32)).astype(jnp.int32)
     rank = jnp.arange(size, dtype=jnp.int32) - at(first, shard)
     leaves = (shard != own) & (shard < route.shards) & (rank < route.block)
-    positions = scatter(size, order, jnp.where(leaves, shard * route.block + rank, slots), fill=slots)
+    positions = scatter(size, order, jnp.where(leaves, shard * route.block + rank, NONE), fill=NONE)
     slot = jnp.arange(slots, dtype=jnp.int32)
     to, rank = slot // route.block, slot % route.block
     filled = (rank < at(first, to + 1) - at(first, to)) & (to != own)
-    sources = jnp.where(filled, gather(order, at(first, to) + rank, fill=size), size)
+    sources = jnp.where(filled, gather(order, at(first, to) + rank, fill=NONE), NONE)
     staying = at(first, own + 1) - at(first, own)
     return _Departure(Placement(positions, sources), order, at(first, own), staying, first[-1] - staying)
 
@@ -228,15 +228,15 @@ def _arrive(route: Route, own: jax.Array, departure: _Departure, received: jax.A
     source = jnp.searchsorted(through, place, side="right").astype(jnp.int32)
     rank = place - at(before, source)
     kept, filled = source == own, place < nnz
-    from_blocks = jnp.where(filled & ~kept, source * route.block + rank, slots)
-    from_own = jnp.where(filled & kept, gather(departure.order, departure.first_staying + rank, fill=size), size)
+    from_blocks = jnp.where(filled & ~kept, source * route.block + rank, NONE)
+    from_own = jnp.where(filled & kept, gather(departure.order, departure.first_staying + rank, fill=NONE), NONE)
 
     slot = jnp.arange(slots, dtype=jnp.int32)
     source, rank = slot // route.block, slot % route.block
-    blocks_to = jnp.where(came.reshape(-1), at(before, source) + rank, route.capacity)
+    blocks_to = jnp.where(came.reshape(-1), at(before, source) + rank, NONE)
     entry = jnp.arange(size, dtype=jnp.int32) - departure.first_staying
     stays = (entry >= 0) & (entry < departure.staying)
-    own_to = jnp.where(stays, at(before, own) + entry, route.capacity)
-    own_to = scatter(size, departure.order, own_to, fill=route.capacity)
+    own_to = jnp.where(stays, at(before, own) + entry, NONE)
+    own_to = scatter(size, departure.order, own_to, fill=NONE)
     placements = Placement(blocks_to, from_blocks), Placement(own_to, from_own)
     return Union(nnz, (None, None), placements)
