@@ -32,15 +32,21 @@ hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max
 hypothesis.settings.load_profile("jax")
 
 
-# The operands of tests are so short that users' would be sorted together: merges would never be tested.
-SORTED_BELOW, _union.SORTED_BELOW = _union.SORTED_BELOW, 0
+SORTED_BELOW = _union.SORTED_BELOW
+
+
+@pytest.fixture(scope="module")
+def merges():
+    """Short operands are merged, as long ones are: else those of tests would all be sorted together."""
+    _union.SORTED_BELOW = 0
+    yield
+    _union.SORTED_BELOW = SORTED_BELOW
 
 
 @pytest.fixture(params=["merged", "sorted"])
 def method(request, monkeypatch):
-    """How short operands are united: as long ones are, or as users have it."""
-    if request.param == "sorted":
-        monkeypatch.setattr(_union, "SORTED_BELOW", SORTED_BELOW)
+    """How short operands are united: as long ones are, or as they are for users."""
+    monkeypatch.setattr(_union, "SORTED_BELOW", 0 if request.param == "merged" else SORTED_BELOW)
 
 
 @pytest.fixture

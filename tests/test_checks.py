@@ -12,6 +12,8 @@ import jax_sparse_grad as jsg
 from jax_sparse_grad._checks import guard, join_errors
 from samples import random_coo
 
+pytestmark = pytest.mark.usefixtures("merges")
+
 SHAPE = (6, 7)
 
 

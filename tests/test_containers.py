@@ -13,6 +13,8 @@ import jax_sparse_grad as jsg
 from jax_sparse_grad import _add
 from samples import is_entry, random_coo, random_values, union_indices
 
+pytestmark = pytest.mark.usefixtures("merges")
+
 SHAPE = (6, 7)
 # Shape, n_batch, n_dense: a matrix, a batch of them, a batch of hybrid ones, no sparse dimension at all.
 LAYOUTS = [(SHAPE, 0, 0), ((2, 3, 4, 5), 2, 0), ((3, 4, 5, 2), 1, 1), ((2, 3), 2, 0)]

@@ -12,6 +12,8 @@ from jax.experimental.sparse import BCOO, BCSR
 import jax_sparse_grad as jsg
 from samples import at_rows, is_entry, random_coo, random_values, to_dense, union_indices
 
+pytestmark = pytest.mark.usefixtures("merges")
+
 SHAPE = (6, 7)
 FORM = {"shuffled": True, "duplicates": 4, "padding": 2}
 

@@ -6,10 +6,13 @@ import hypothesis.extra.numpy as npst
 import hypothesis.strategies as st
 import jax
 import numpy as np
+import pytest
 from hypothesis import given
 
 import jax_sparse_grad as jsg
 from samples import at_rows, is_entry, to_dense, union_indices
+
+pytestmark = pytest.mark.usefixtures("merges")
 
 # A few shapes and one length, so that a few compilations serve all examples; padding makes the lengths differ.
 LENGTH = 9

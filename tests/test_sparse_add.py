@@ -9,6 +9,8 @@ import pytest
 import jax_sparse_grad as jsg
 from samples import at_rows, random_coo, random_values, to_dense, union_indices
 
+pytestmark = pytest.mark.usefixtures("merges")
+
 SHAPE = (6, 7)
 FORMS = {
     "canonical": {},

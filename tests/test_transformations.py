@@ -11,6 +11,8 @@ from jax.test_util import check_grads
 import jax_sparse_grad as jsg
 from samples import at_rows, random_coo, to_dense, union_indices
 
+pytestmark = pytest.mark.usefixtures("merges")
+
 SHAPE = (6, 7)
 FORM = {"shuffled": True, "duplicates": 3, "padding": 1}
 

@@ -11,6 +11,8 @@ from jax_sparse_grad import _keys, _union
 from jax_sparse_grad._primitives import NONE
 from samples import is_entry, random_coo, union_indices
 
+pytestmark = pytest.mark.usefixtures("merges")
+
 SMALL, LARGE = (6, 7), (2**31 - 1, 2**31 - 1)
 LENGTH = 16  # of every operand, so that a few compilations serve all data
 FORMS = {
