@@ -59,6 +59,8 @@ def is_on_host(array: Any) -> bool:
         return True
     if isinstance(array, jax.core.Tracer):
         return False
+    if not isinstance(array, jax.Array):  # a constant as jax 0.8 keeps it
+        return True
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
     if default is None or isinstance(default, str):  # the name of a platform
         default = jax.local_devices(backend=default)[0]

@@ -175,7 +175,7 @@ def test_types_that_cannot_be_added_are_refused(name):
         lambda: jsg.sparse_add(rows, values, SHAPE, rows, values, SHAPE),
         lambda: jsg.sparse_add_grad(values, rows, rows, rows),
     ):
-        with pytest.raises(TypeError, match=re.escape(f"must have {REFUSED[name]}") + f".*got {name}"):
+        with pytest.raises(TypeError, match=f"must have ({re.escape(REFUSED[name])}|a numeric dtype).*got {name}"):
             call()
 
 
