@@ -47,14 +47,17 @@ def _route_of(union: Union) -> _Route:
 
 
 def without_known(union: Union) -> Union:
-    """The same union without what only duplicates need, where it is known that there are none."""
+    """The same union without what only duplicates need, where it is known that there are none.
+
+    And without the sizes of operands that are one list: programs should not be compiled for each of them.
+    """
 
     def simplify(placement: Placement) -> Placement:
         if placement.unique is None or not _is_known(placement.unique, lambda unique: unique):
             return placement
         return placement._replace(unique=None, order=None)
 
-    children = tuple(without_known(child) if isinstance(child, Union) else child for child in union.children)
+    children = tuple(without_known(child) if isinstance(child, Union) else None for child in union.children)
     return Union(union.nnz, children, tuple(map(simplify, union.placements)))
 
 

@@ -86,6 +86,7 @@ def pull_back(rng, shape, count):
     pull(jax.device_put(np.ones(limited.shape, np.float32)))
 
 
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("call", [add_tensors, add_matrices, pull_back])
 def test_eager_calls_of_new_sizes_and_shapes_compile_nothing(rng, call):
     call(rng, (40, 50), 100)
