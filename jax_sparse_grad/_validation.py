@@ -401,7 +401,7 @@ def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: i
     dtype = _common_dtype(names, arrays, "integer dtype")
     if not jnp.issubdtype(dtype, jnp.integer):
         raise _no_common_dtype(names, arrays, "integer dtype")
-    return tuple(_cast(array, dtype) for array in arrays)
+    return tuple(cast(array, dtype) for array in arrays)
 
 
 _TRANSPOSED = "; if these are [ndims, nnz], pass their transposes (`.T`)"
@@ -531,10 +531,10 @@ def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple
 def promote_values(values: Sequence[jax.Array], names: Sequence[str] = ("values",)) -> tuple[jax.Array, ...]:
     """Values promoted to one dtype as `jnp` does."""
     dtype = _common_dtype(names, values, "dtype")
-    return tuple(_cast(array, dtype) for array in values)
+    return tuple(cast(array, dtype) for array in values)
 
 
-def _cast(array: jax.Array, dtype: Any) -> jax.Array:
+def cast(array: jax.Array, dtype: Any) -> jax.Array:
     """The array in another dtype, concrete inside `jit` too if it was; without a call where nothing changes."""
     if array.dtype == dtype:
         return array

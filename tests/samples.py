@@ -61,3 +61,12 @@ def at_rows(table, indices, shape):
 def ravel(indices, shape):
     """The keys of index rows of a shape."""
     return _keys.ravel(indices, _keys.space_of(shape, indices.dtype))
+
+
+def aligned(array):
+    """A copy that begins at a multiple of 64 bytes, as what `np.load` and torch give often does."""
+    memory = np.empty(array.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

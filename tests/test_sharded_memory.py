@@ -6,19 +6,11 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO
 
 from jax_sparse_grad import sharded
+from samples import aligned
 from shards import check_form, dense_of, host, make_mesh
 
 SIZE = 64
 STARTS = np.arange(9) * SIZE // 8
-
-
-def aligned(array):
-    """A copy that begins at a multiple of 64 bytes, as what `np.load` and torch give often does."""
-    memory = np.empty(array.nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def diagonal(*, size=SIZE, form=BCOO):

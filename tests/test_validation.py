@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import sparse
 
 import jax_sparse_grad as jsg
+from samples import aligned
 
 SHAPE = (3, 4)
 A = {
@@ -415,15 +416,6 @@ def test_a_wrapper_may_hold_a_tracer():
         np.testing.assert_array_equal(total, [4, 2])
     grad = jax.grad(lambda v: plan(Wrapper(v), A["b_values"])[0])(A["a_values"])
     np.testing.assert_array_equal(grad, [1, 0])
-
-
-def aligned(array):
-    """The same array in memory as JAX would keep it instead of a copy."""
-    room = np.zeros(array.nbytes + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def test_what_the_caller_writes_to_afterwards_changes_nothing():

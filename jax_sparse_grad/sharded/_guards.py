@@ -16,7 +16,7 @@ import numpy as np
 from jax_sparse_grad import _keys, _validation
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._primitives import all_true
-from jax_sparse_grad.sharded._mesh import Layout, cast, from_all_shards, on_shards, own_range
+from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, own_range
 from jax_sparse_grad.sharded._operand import RowSharded, layout_of
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def common_pattern(
     dtype = indices[0].dtype
     first_name, *_ = operands
     _validation.check_sizes_fit(f"{first_name}.shape", layout.shape, dtype)
-    row_starts = tuple(cast(x.row_starts, dtype) for x in operands.values())
+    row_starts = tuple(_validation.cast(x.row_starts, dtype) for x in operands.values())
     concrete = _validation.is_concrete(indices, row_starts)
 
     def guard_operand(name: str, starts: jax.Array, rows: jax.Array) -> jax.Array:

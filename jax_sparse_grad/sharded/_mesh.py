@@ -13,7 +13,6 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
-from jax_sparse_grad import _validation
 from jax_sparse_grad._checks import join_errors
 from jax_sparse_grad._primitives import at
 
@@ -95,14 +94,6 @@ def own_range(layout: Layout, row_starts: jax.Array) -> tuple[jax.Array, jax.Arr
     """The first row of this device's range, and the one behind its last."""
     shard = lax.axis_index(layout.axis)
     return at(row_starts, shard), at(row_starts, shard + 1)
-
-
-def cast(array: jax.Array, dtype: np.dtype) -> jax.Array:
-    """The array in another dtype, concrete inside `jit` too if it was."""
-    if array.dtype == dtype:
-        return array
-    with _validation.evaluate_if_concrete(array):
-        return array.astype(dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
