@@ -6,6 +6,8 @@ from jax_sparse_grad._plan import SparseAddPlan, plan_sparse_add
 from jax_sparse_grad._sparse_add import SparseAddOutput, sparse_add
 from jax_sparse_grad._sparse_add_grad import SparseAddGradOutput, sparse_add_grad
 
+__version__ = "0.1.0"
+
 __all__ = [
     "SparseAddGradOutput",
     "SparseAddOutput",

@@ -12,7 +12,7 @@ import itertools
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,37 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.experimental.sparse import BCOO, BCSR, JAXSparse
 from jax.sharding import PartitionSpec
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from jax_sparse_grad import _containers, _keys, _validation
 from jax_sparse_grad._auto_axes import call_on_auto_axes, explicit_mesh
 from jax_sparse_grad._buckets import bucket, resize
 from jax_sparse_grad._plan import Request, SparseAddPlan, add_once, guard_indices, pad_indices, pad_values
 from jax_sparse_grad._primitives import map_batches
+from jax_sparse_grad._types import Dense, Operand, Shape, Sparse, SupportsJaxArray, Weights
 
 
-def add(x: Any, y: Any, *, nse: int | None = None, assume_canonical: bool = False) -> Any:
+@overload
+def add(x: BCOO, y: Sparse, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCOO: ...
+@overload
+def add(x: BCSR, y: BCOO, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCOO: ...
+@overload
+def add(x: BCSR, y: BCSR, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCSR: ...
+@overload
+def add(x: Sparse, y: Dense, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> jax.Array: ...
+@overload
+def add(x: Dense, y: Sparse, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> jax.Array: ...
+@overload
+def add(
+    x: SupportsJaxArray, y: Operand, *, nse: SupportsIndex | None = None, assume_canonical: bool = False
+) -> Any: ...
+@overload
+def add(
+    x: Operand, y: SupportsJaxArray, *, nse: SupportsIndex | None = None, assume_canonical: bool = False
+) -> Any: ...
+def add(
+    x: Operand, y: Operand, *, nse: SupportsIndex | None = None, assume_canonical: bool = False
+) -> BCOO | BCSR | jax.Array:
     """Add two sparse matrices or tensors, or a sparse and a dense one, differentiably in both.
 
     Args:
@@ -84,7 +105,27 @@ def add(x: Any, y: Any, *, nse: int | None = None, assume_canonical: bool = Fals
     return _add_all(("x", "y"), (x, y), nse, assume_canonical)
 
 
-def subtract(x: Any, y: Any, *, nse: int | None = None, assume_canonical: bool = False) -> Any:
+@overload
+def subtract(x: BCOO, y: Sparse, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCOO: ...
+@overload
+def subtract(x: BCSR, y: BCOO, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCOO: ...
+@overload
+def subtract(x: BCSR, y: BCSR, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCSR: ...
+@overload
+def subtract(x: Sparse, y: Dense, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> jax.Array: ...
+@overload
+def subtract(x: Dense, y: Sparse, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> jax.Array: ...
+@overload
+def subtract(
+    x: SupportsJaxArray, y: Operand, *, nse: SupportsIndex | None = None, assume_canonical: bool = False
+) -> Any: ...
+@overload
+def subtract(
+    x: Operand, y: SupportsJaxArray, *, nse: SupportsIndex | None = None, assume_canonical: bool = False
+) -> Any: ...
+def subtract(
+    x: Operand, y: Operand, *, nse: SupportsIndex | None = None, assume_canonical: bool = False
+) -> BCOO | BCSR | jax.Array:
     """Subtract a sparse matrix or tensor from another, or a sparse from a dense one or the reverse, differentiably.
 
     Args:
@@ -115,13 +156,45 @@ def subtract(x: Any, y: Any, *, nse: int | None = None, assume_canonical: bool =
     return _add_all(("x", "y"), (x, y), nse, assume_canonical, scales=(None, _MINUS))
 
 
+@overload
 def add_n(
-    operands: Iterable[Any],
+    operands: Iterable[BCOO],
     *,
-    weights: Sequence[ArrayLike] | jax.Array | np.ndarray | None = None,
-    nse: int | None = None,
+    weights: Weights | None = None,
+    nse: SupportsIndex | None = None,
     assume_canonical: bool = False,
-) -> Any:
+) -> BCOO: ...
+@overload
+def add_n(
+    operands: Iterable[BCSR],
+    *,
+    weights: Weights | None = None,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> BCSR: ...
+@overload
+def add_n(
+    operands: Iterable[Sparse],
+    *,
+    weights: Weights | None = None,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> BCOO | BCSR: ...
+@overload
+def add_n(
+    operands: Iterable[Operand],
+    *,
+    weights: Weights | None = None,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> BCOO | BCSR | jax.Array: ...
+def add_n(
+    operands: Iterable[Operand],
+    *,
+    weights: Weights | None = None,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> BCOO | BCSR | jax.Array:
     """Add any number of sparse matrices or tensors, and dense ones, in one pass over all patterns.
 
     Args:
@@ -157,7 +230,17 @@ def add_n(
     return _add_all(names, operands, nse, assume_canonical, scales=scales)
 
 
-def sum_duplicates(x: Any, *, nse: int | None = None, remove_zeros: bool = False) -> Any:
+@overload
+def sum_duplicates(x: BCOO, *, nse: SupportsIndex | None = None, remove_zeros: bool = False) -> BCOO: ...
+@overload
+def sum_duplicates(x: BCSR, *, nse: SupportsIndex | None = None, remove_zeros: bool = False) -> BCSR: ...
+@overload
+def sum_duplicates(
+    x: SupportsJaxArray, *, nse: SupportsIndex | None = None, remove_zeros: bool = False
+) -> BCOO | BCSR: ...
+def sum_duplicates(
+    x: Sparse | SupportsJaxArray, *, nse: SupportsIndex | None = None, remove_zeros: bool = False
+) -> BCOO | BCSR:
     """Bring a sparse matrix or tensor to canonical form: sorted, each entry once, padding last.
 
     Args:
@@ -196,12 +279,12 @@ def sum_duplicates(x: Any, *, nse: int | None = None, remove_zeros: bool = False
 
 
 def empty(
-    shape: Sequence[int],
-    nse: int,
+    shape: Shape,
+    nse: SupportsIndex,
     dtype: DTypeLike,
     *,
-    n_batch: int = 0,
-    n_dense: int = 0,
+    n_batch: SupportsIndex = 0,
+    n_dense: SupportsIndex = 0,
     index_dtype: DTypeLike | None = None,
 ) -> BCOO:
     """A BCOO without entries, but with room for some: what the carry of a loop that adds starts from.

@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
 
 from jax_sparse_grad._validation import call_concretely
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def on_auto_axes(function: F) -> F:
+def on_auto_axes(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, whose arguments may hold arrays on `Explicit` axes; what it gives is not divided along these.
 
     (Under `vmap` over a divided axis, its results are divided along that axis, too.)
     """
 
     @functools.wraps(function)
-    def call(*args: Any, **keywords: Any) -> Any:
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
         mesh = explicit_mesh((args, keywords))
         if mesh is None:
             return function(*args, **keywords)
-        return call_on_auto_axes(lambda tree: function(*tree[0], **tree[1]), (args, keywords), mesh, PartitionSpec())
+        result: R = call_on_auto_axes(
+            lambda tree: function(*tree[0], **tree[1]), (args, keywords), mesh, PartitionSpec()
+        )
+        return result
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 def explicit_mesh(tree: Any) -> AbstractMesh | None:

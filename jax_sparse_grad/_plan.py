@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, SupportsIndex, TypeVar, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax_sparse_grad._checks import guard
 from jax_sparse_grad._keys import Space, space_of
 from jax_sparse_grad._numeric import add_values, without_known
 from jax_sparse_grad._primitives import map_batches
+from jax_sparse_grad._types import ArrayInput, MatrixT, Shape, Sparse, SupportsJaxArray
 from jax_sparse_grad._union import Union, entry_counts
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ SEPARATE_BELOW = 1 << 15  # slots of a concrete sum whose program, 2 s of compil
 
 @partial(jax.tree_util.register_dataclass, data_fields=["indices", "union", "compressed"], meta_fields=["shape", "nse"])
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class SparseAddPlan:
+class SparseAddPlan(Generic[MatrixT]):
     """The symbolic phase of a sparse addition, ready to add values of its operands as often as wanted.
 
     Made by `plan_sparse_add`. A pytree whose leaves are integer arrays (and one flag per operand), so that it passes
@@ -95,7 +96,7 @@ class SparseAddPlan:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
 
     @on_auto_axes
-    def __call__(self, *values: Any) -> jax.Array:
+    def __call__(self, *values: ArrayInput) -> jax.Array:
         """Add the values of all operands.
 
         Args:
@@ -133,7 +134,7 @@ class SparseAddPlan:
         return add_values(self.union, _validation.as_common_values(names, arrays))
 
     @on_auto_axes
-    def with_data(self, *values: Any) -> BCOO | BCSR:
+    def with_data(self, *values: ArrayInput) -> MatrixT:
         """Add the values of all operands, and give the sum as a matrix.
 
         Args:
@@ -158,14 +159,56 @@ class SparseAddPlan:
         """
         data = self(*values)
         shape = self.shape + data.shape[1:]
+        matrix: BCOO | BCSR
         if self.compressed is None:
-            return BCOO((data, self.indices), shape=shape, indices_sorted=True, unique_indices=True)
-        return BCSR((data, *self.compressed), shape=shape, indices_sorted=True, unique_indices=True)
+            matrix = BCOO((data, self.indices), shape=shape, indices_sorted=True, unique_indices=True)
+        else:
+            matrix = BCSR((data, *self.compressed), shape=shape, indices_sorted=True, unique_indices=True)
+        return cast(MatrixT, matrix)
 
 
+@overload
+def plan_sparse_add(
+    operand: BCOO,
+    /,
+    *operands: BCOO,
+    shape: Shape | None = None,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> SparseAddPlan[BCOO]: ...
+@overload
+def plan_sparse_add(
+    operand: BCSR,
+    /,
+    *operands: BCSR,
+    shape: Shape | None = None,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> SparseAddPlan[BCSR]: ...
+@overload
+def plan_sparse_add(
+    operand: ArrayInput,
+    /,
+    *operands: ArrayInput,
+    shape: Shape,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> SparseAddPlan[BCOO]: ...
+@overload
+def plan_sparse_add(
+    operand: Sparse | SupportsJaxArray,
+    /,
+    *operands: Sparse | SupportsJaxArray,
+    shape: Shape | None = None,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> SparseAddPlan: ...
 @on_auto_axes
 def plan_sparse_add(
-    *operands: Any, shape: Any = None, nse: Any = None, assume_canonical: bool = False
+    *operands: ArrayInput | Sparse,
+    shape: Shape | None = None,
+    nse: SupportsIndex | None = None,
+    assume_canonical: bool = False,
 ) -> SparseAddPlan:
     """Do the symbolic phase of adding sparse tensors: unite their patterns once, to add values as often as wanted.
 
@@ -217,7 +260,9 @@ def plan_sparse_add(
     return make_plan(Request(names, sizes, size, flag), arrays)
 
 
-def _plan_of_matrices(operands: Sequence[Any], shape: Any, nse: int | None, assume_canonical: bool) -> SparseAddPlan:
+def _plan_of_matrices(
+    operands: Sequence[Any], shape: Shape | None, nse: int | None, assume_canonical: bool
+) -> SparseAddPlan:
     named = {f"operands[{k}]": _containers.without_wrappers(x) for k, x in enumerate(operands)}
     for name, x in named.items():
         if not isinstance(x, BCOO | BCSR):

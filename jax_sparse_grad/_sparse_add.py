@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jax_sparse_grad import _union, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
@@ -27,6 +28,7 @@ from jax_sparse_grad._plan import (
 )
 from jax_sparse_grad._primitives import NONE, vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
+from jax_sparse_grad._types import ArrayInput, Shape
 from jax_sparse_grad._union import Union, entry_counts
 
 
@@ -59,15 +61,15 @@ jax.tree_util.register_pytree_with_keys(SparseAddOutput, _flatten_output, _unfla
 
 @on_auto_axes
 def sparse_add(
-    a_indices: Any,
-    a_values: Any,
-    a_shape: Any,
-    b_indices: Any,
-    b_values: Any,
-    b_shape: Any,
-    thresh: Any = 0,
+    a_indices: ArrayInput,
+    a_values: ArrayInput,
+    a_shape: Shape,
+    b_indices: ArrayInput,
+    b_values: ArrayInput,
+    b_shape: Shape,
+    thresh: ArrayLike = 0,
     *,
-    nse: Any = None,
+    nse: SupportsIndex | None = None,
     assume_canonical: bool = False,
 ) -> SparseAddOutput:
     """Add two sparse tensors, differentiably with respect to their values.

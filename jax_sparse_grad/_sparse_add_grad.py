@@ -19,6 +19,7 @@ from jax_sparse_grad._keys import Keys, Space
 from jax_sparse_grad._numeric import pick_values
 from jax_sparse_grad._primitives import NONE, all_true, iota_like, materialise, vary_alike
 from jax_sparse_grad._search import search, with_keys
+from jax_sparse_grad._types import ArrayInput, Shape
 from jax_sparse_grad._union import Placement, Union, placement_of
 from jax_sparse_grad._validation import MOST_ENTRIES
 
@@ -32,7 +33,12 @@ class SparseAddGradOutput(NamedTuple):
 
 @on_auto_axes
 def sparse_add_grad(
-    backprop_val_grad: Any, a_indices: Any, b_indices: Any, sum_indices: Any, *, shape: Any = None
+    backprop_val_grad: ArrayInput,
+    a_indices: ArrayInput,
+    b_indices: ArrayInput,
+    sum_indices: ArrayInput,
+    *,
+    shape: Shape | None = None,
 ) -> SparseAddGradOutput:
     """Give the gradients with respect to the values of A and B, from that with respect to the values of their sum.
 

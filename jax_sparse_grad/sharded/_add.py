@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax_sparse_grad._add import name_operands, scatter_add
 from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import poison_unless
 from jax_sparse_grad._plan import Form, unite_and_add
+from jax_sparse_grad._types import Dense, SupportsJaxArray
 from jax_sparse_grad._union import join
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
@@ -24,7 +25,25 @@ from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._plan import add_planned, make_plan
 
 
-def add(x: Any, y: Any, *, capacity: int | None = None, assume_canonical: bool = False) -> Any:
+@overload
+def add(
+    x: RowSharded, y: RowSharded, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+) -> RowSharded: ...
+@overload
+def add(
+    x: RowSharded, y: Dense | SupportsJaxArray, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+) -> jax.Array: ...
+@overload
+def add(
+    x: Dense | SupportsJaxArray, y: RowSharded, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+) -> jax.Array: ...
+def add(
+    x: RowSharded | Dense | SupportsJaxArray,
+    y: RowSharded | Dense | SupportsJaxArray,
+    *,
+    capacity: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> RowSharded | jax.Array:
     """Add two row-sharded sparse matrices or tensors, or one of them and a dense one, differentiably in both.
 
     Args:
@@ -72,7 +91,23 @@ def add(x: Any, y: Any, *, capacity: int | None = None, assume_canonical: bool =
     return _add_all(("x", "y"), (x, y), capacity, assume_canonical)
 
 
-def add_n(operands: Sequence[Any], *, capacity: int | None = None, assume_canonical: bool = False) -> Any:
+@overload
+def add_n(
+    operands: Iterable[RowSharded], *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+) -> RowSharded: ...
+@overload
+def add_n(
+    operands: Iterable[RowSharded | Dense | SupportsJaxArray],
+    *,
+    capacity: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> RowSharded | jax.Array: ...
+def add_n(
+    operands: Iterable[RowSharded | Dense | SupportsJaxArray],
+    *,
+    capacity: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> RowSharded | jax.Array:
     """Add any number of row-sharded sparse matrices or tensors, and dense ones, in one pass over all patterns.
 
     Args:

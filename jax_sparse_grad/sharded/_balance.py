@@ -5,8 +5,9 @@ On the host all is numpy, and nothing is as long as the rows are many.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,17 @@ import numpy as np
 
 from jax_sparse_grad import _containers, _keys, _validation
 from jax_sparse_grad._primitives import at
+from jax_sparse_grad._types import Sparse, SupportsToCoo
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded, layout_of
 
 SAMPLE = 4096  # rows of each shard by which cuts of what is sharded already are found: to within 1 / 4096 of a shard
 
 
-def balanced_row_starts(operands: Any, shards: int | None = None) -> np.ndarray:
+def balanced_row_starts(
+    operands: Sparse | SupportsToCoo | RowSharded | Sequence[Sparse | SupportsToCoo | RowSharded],
+    shards: SupportsIndex | None = None,
+) -> np.ndarray[Any, Any]:
     """Choose where to cut the rows of operands that are to be added, so that the fullest shard is as empty as can be.
 
     Args:

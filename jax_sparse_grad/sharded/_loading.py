@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad._types import RowStarts, Shape, Sparse, SupportsToCoo
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._guards import check_capacity
 from jax_sparse_grad.sharded._mesh import (
@@ -31,7 +32,14 @@ from jax_sparse_grad.sharded._mesh import (
 from jax_sparse_grad.sharded._operand import RowSharded
 
 
-def partition(operand: Any, mesh: Any, axis: Any, *, row_starts: Any = None, capacity: int | None = None) -> RowSharded:
+def partition(
+    operand: Sparse | SupportsToCoo,
+    mesh: Mesh,
+    axis: Axis,
+    *,
+    row_starts: RowStarts | None = None,
+    capacity: SupportsIndex | None = None,
+) -> RowSharded:
     """Spread the rows of a sparse matrix or tensor over an axis of a device mesh.
 
     Args:
@@ -85,13 +93,13 @@ def partition(operand: Any, mesh: Any, axis: Any, *, row_starts: Any = None, cap
 
 
 def from_shards(
-    load: Callable[[int, int], Any],
-    shape: Any,
-    mesh: Any,
-    axis: Any,
+    load: Callable[[int, int], Sparse | SupportsToCoo],
+    shape: Shape,
+    mesh: Mesh,
+    axis: Axis,
     *,
-    row_starts: Any = None,
-    capacity: int | None = None,
+    row_starts: RowStarts | None = None,
+    capacity: SupportsIndex | None = None,
 ) -> RowSharded:
     """Make a row-sharded matrix or tensor shard by shard, so that no process ever holds more than its own rows.
 

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad._types import BCOO, ArrayInput
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards
 from jax_sparse_grad.sharded._saving import Savable
 
@@ -58,7 +59,7 @@ class RowSharded(Savable):
     axis: Axis
 
     @property
-    def matrix(self) -> Any:
+    def matrix(self) -> BCOO:
         """The same as a plain BCOO, without a copy: `todense`, `@` and the rest of JAX's operations work on it.
 
         They need a mesh whose axis has the type `Auto`; on `Explicit` axes JAX's own operations raise.
@@ -80,7 +81,7 @@ class RowSharded(Savable):
         """The number of dimensions, dense ones included (static)."""
         return len(self.shape)
 
-    def with_data(self, data: Any) -> RowSharded:
+    def with_data(self, data: ArrayInput) -> RowSharded:
         """The same pattern with other values `[shards * capacity, *dense]`, as a training loop makes them.
 
         Args:
@@ -101,9 +102,9 @@ class RowSharded(Savable):
           >>> x.with_data(2 * x.data).matrix.todense().diagonal().tolist()
           [2.0, 2.0, 2.0]
         """
-        data = as_values("data", data, self.indices.shape[0], "indices")
-        shape = self.shape[: self.indices.shape[1]] + data.shape[1:]
-        return dataclasses.replace(self, data=data, shape=shape)
+        values = as_values("data", data, self.indices.shape[0], "indices")
+        shape = self.shape[: self.indices.shape[1]] + values.shape[1:]
+        return dataclasses.replace(self, data=values, shape=shape)
 
     def __repr__(self) -> str:
         dtype = getattr(self.data, "dtype", None)  # no array while JAX handles the tree

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax_sparse_grad import _validation
 from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import add_values, poison_unless
 from jax_sparse_grad._plan import Form, unite_patterns
+from jax_sparse_grad._types import ArrayInput
 from jax_sparse_grad._union import Union, entry_counts, join, truncate
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, cut, on_shards
@@ -70,7 +71,7 @@ class ShardedPlan(Savable):
     def __repr__(self) -> str:
         return f"ShardedPlan(shape={self.shape}, capacity={self.capacity}, axis={self.axis!r})"
 
-    def __call__(self, *values: Any) -> jax.Array:
+    def __call__(self, *values: ArrayInput) -> jax.Array:
         """Add the values of all operands; every device those of its own rows.
 
         Args:
@@ -111,7 +112,7 @@ class ShardedPlan(Savable):
         ]
         return add_planned(self, _validation.as_common_values(names, arrays))
 
-    def with_data(self, data: Any) -> RowSharded:
+    def with_data(self, data: ArrayInput) -> RowSharded:
         """The sum whose values are `data` `[shards * capacity, *dense]`, which `plan(*values)` returns.
 
         Args:
@@ -133,12 +134,14 @@ class ShardedPlan(Savable):
           >>> plan.with_data(plan(x.data, 2 * x.data)).matrix.todense().trace().item()
           48.0
         """
-        data = as_values("data", data, self.indices.shape[0], "indices")
-        shape = self.shape + data.shape[1:]
-        return RowSharded(data, self.indices, self.row_starts, self.nnz, shape, self.mesh, self.axis)
+        values = as_values("data", data, self.indices.shape[0], "indices")
+        shape = self.shape + values.shape[1:]
+        return RowSharded(values, self.indices, self.row_starts, self.nnz, shape, self.mesh, self.axis)
 
 
-def plan_sparse_add(*operands: RowSharded, capacity: int | None = None, assume_canonical: bool = False) -> ShardedPlan:
+def plan_sparse_add(
+    *operands: RowSharded, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+) -> ShardedPlan:
     """Do the symbolic phase of adding row-sharded operands: every device unites the patterns of its own rows.
 
     Args:

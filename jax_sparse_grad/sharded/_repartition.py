@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jax_sparse_grad._buckets import bucket
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._primitives import NONE, at, gather, scatter
+from jax_sparse_grad._types import RowStarts
 from jax_sparse_grad._union import Placement, Union, pick_rows
 from jax_sparse_grad.sharded._balance import as_row_starts, balanced_row_starts
 from jax_sparse_grad.sharded._guards import check_capacity, common_layout, guard_capacity, guard_rows
@@ -32,7 +33,9 @@ from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, re
 from jax_sparse_grad.sharded._operand import RowSharded
 
 
-def repartition(x: RowSharded, row_starts: Any = None, *, capacity: int | None = None) -> RowSharded:
+def repartition(
+    x: RowSharded, row_starts: RowStarts | None = None, *, capacity: SupportsIndex | None = None
+) -> RowSharded:
     """Move the rows of a sharded matrix or tensor to the shards in whose range they lie, by one all-to-all.
 
     For operands that are partitioned differently, for a pattern whose rows have left their shards, and for a load that

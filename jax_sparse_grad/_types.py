@@ -1,0 +1,57 @@
+"""The types of arguments, as public signatures name them: what is taken at run time, as far as checkers can tell."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
+
+import jax
+import numpy as np
+from jax.experimental.sparse import BCOO as BCOO
+from jax.experimental.sparse import BCSR
+from jax.typing import ArrayLike
+
+
+class SupportsJaxArray(Protocol):
+    """A wrapper such as `flax.nnx.Param`; what it holds is used."""
+
+    def __jax_array__(self) -> Any: ...
+
+
+class SupportsArray(Protocol):
+    """An array of another library that numpy can read."""
+
+    def __array__(self) -> Any: ...
+
+
+class SupportsToCoo(Protocol):
+    """A sparse matrix or array of SciPy."""
+
+    def tocoo(self) -> Any: ...
+
+
+# A `str` is a `Sequence` of `str`, and so a nested one too: of nested sequences, only lists and tuples are named.
+ArrayInput = ArrayLike | SupportsJaxArray | SupportsArray | range | list[Any] | tuple[Any, ...]
+"""Anything array-like: indices and values."""
+
+Shape = Sequence[SupportsIndex] | np.ndarray[Any, Any] | jax.Array
+"""Static sizes."""
+
+RowStarts = Sequence[SupportsIndex] | np.ndarray[Any, Any] | jax.Array
+"""The first row of each shard, and the number of rows."""
+
+Sparse = BCOO | BCSR
+Dense = jax.Array | np.ndarray[Any, Any] | list[Any] | tuple[Any, ...]
+Operand = Sparse | Dense | SupportsJaxArray
+"""What `add` takes; a number has no shape, and is not among them."""
+
+Weights = Iterable[ArrayLike | SupportsJaxArray] | SupportsJaxArray
+"""A scalar for each operand."""
+
+if TYPE_CHECKING:
+    # Only with a default may users write `SparseAddPlan` for a plan of any matrices; Python has that from 3.13 on.
+    from typing_extensions import TypeVar
+
+    MatrixT = TypeVar("MatrixT", bound=Sparse, default=Sparse, covariant=True)
+else:
+    from typing import TypeVar
+
+    MatrixT = TypeVar("MatrixT", bound=Sparse, covariant=True)
