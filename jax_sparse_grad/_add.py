@@ -1,7 +1,7 @@
 """`add`, `subtract`, `add_n` and `sum_duplicates`: sums of `jax.experimental.sparse` containers and dense arrays.
 
-Every container is read as index rows and values, with batch dimensions before them, added as those, and given back in
-the form of the operands:
+Each container is read as index rows and values behind its batch dimensions, added in that form, and returned in the
+form of the operands:
 
     BCOO + BCOO -> BCOO      BCSR + BCSR -> BCSR      BCOO + BCSR -> BCOO      dense + any -> dense
 """
@@ -51,30 +51,32 @@ def add(
 def add(
     x: Operand, y: Operand, *, nse: SupportsIndex | None = None, assume_canonical: bool = False
 ) -> BCOO | BCSR | jax.Array:
-    """Add two sparse matrices or tensors, or a sparse and a dense one, differentiably in both.
+    """Add two sparse matrices or tensors, or a sparse and a dense one. Differentiable in both.
 
     Args:
       x: a BCOO with any `n_batch` and `n_dense`, a BCSR, an array, or a nested list of numbers. Indices may be in any
-        order, with duplicates and padding (as everywhere in JAX, rows of which any index lies beyond the shape); the
-        flags `indices_sorted` and `unique_indices` are not relied on.
-      y: the same, with the shape of `x`; at least one of the two is sparse. Sparse operands have equal `n_batch` and
-        `n_dense`. Dtypes of indices and values promote as in `jnp`.
-      nse: the number of entries the sum stores in each batch, static. By default the exact number if all indices are
-        concrete (the largest of the batches), otherwise the sum of the operands' `nse`, which can never overflow.
-      assume_canonical: promise that sparse operands are sorted, unique and padded only at the end, and skip the check.
+        order, with duplicates and padding (as everywhere in JAX, a row with any index beyond the shape is padding). The
+        flags `indices_sorted` and `unique_indices` are ignored, so a wrong flag never gives a wrong sum.
+      y: the same, with the shape of `x`. At least one of the two must be sparse. Sparse operands must have equal
+        `n_batch` and `n_dense`. Dtypes of indices and values promote as in `jnp`.
+      nse: the number of elements that the sum stores (in each batch), static. By default the exact number if all
+        indices are concrete (the largest over all batches), otherwise the sum of the operands' `nse`, which is always
+        enough.
+      assume_canonical: a promise that sparse operands are sorted and unique, with padding only at the end. Skips the
+        check.
 
     Returns:
-      BCOO + BCOO gives a BCOO, BCSR + BCSR a BCSR, a mixture of them a BCOO: sorted, unique (its flags say so), padding
-      last, entries that cancel kept as zeros. Batch dimensions of length 1, by which all operands share a pattern among
-      batches, stay so. With a dense operand, a dense array.
+      A BCOO for two BCOO, a BCSR for two BCSR, and a BCOO for one of each: sorted and unique (as its flags say),
+      padding last. Entries that cancel are kept as zeros. A batch dimension in which all operands have indices of
+      length 1, because the batches share a pattern, keeps that length. If one operand is dense, a dense array.
 
     Raises:
       TypeError: an operand is neither sparse nor an array, or both are dense; values are not numeric; a static argument
         is traced.
-      ValueError: shapes or layouts differ; `nse` is given for a dense sum; concrete indices are negative, or a concrete
-        `indptr` does not rise from 0 to at most nse; a concrete sum does not fit `nse`. Under `jit`, `checkify` reports
-        the latter three; without it, such indices count as padding, and the values of an overflowed sum are NaN (the
-        minimum of a signed, the maximum of an unsigned integer dtype).
+      ValueError: shapes or layouts differ; `nse` is given although one operand is dense; concrete indices are negative,
+        or a concrete `indptr` does not rise from 0 to at most nse; a concrete sum has more entries than `nse`. Under
+        `jit` only `checkify` reports the last three. Without it, such indices count as padding, and the values of a sum
+        with too many entries are NaN (the minimum of a signed, the maximum of an unsigned integer dtype).
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
@@ -90,18 +92,26 @@ def add(
       >>> jsg.add(x, jnp.ones((2, 2))).tolist()
       [[2.0, 1.0], [1.0, 3.0]]
 
-    Under every JAX transformation, forward mode too; the gradient of each operand has that operand's own pattern. Where
-    values change and patterns do not, `plan_sparse_add` unites them once. If one operand, or one matrix of a batch, is
-    out of order, all are sorted: sort a small update of a large sum first, by `sum_duplicates(update)`. Inside a
-    function under `jax.experimental.sparse.sparsify`, where sparse arguments look dense, it cannot be called.
+    Transformations: all of JAX's. `grad`, `vjp`, `jvp`, `jacfwd`, `jacrev`, `hessian`, `linearize`, `linear_transpose`,
+    `jit`, `vmap` (over values, indices or both), `scan`, `cond`, `checkpoint`, `shard_map`, `jax.export`. The one
+    exception is `jax.experimental.sparse.sparsify`, inside which sparse arguments look dense: call `add` outside of it.
 
-    To a dense array of a dtype narrower than 32 bits, entries are added in a wider one, and the sum is rounded once.
-    Batches that are divided among devices stay so, on `Auto` and on `Explicit` axes of a mesh; where the entries of one
-    matrix are divided, the sum is not (see `sharded.add`).
+    Derivatives: with respect to the values of both operands, of any order. Each gradient has the shape, dtype and
+    pattern of its own operand. Duplicates each receive the gradient of their sum, padding receives 0. Indices have no
+    gradient. The backward pass consists of gathers, without a sort or a scatter.
+
+    Speed: where values change and patterns do not, `plan_sparse_add` unites the patterns once. If one operand, or one
+    matrix of a batch, is not sorted, all are sorted: bring a small update to canonical form before adding it to a large
+    sum, `add(total, sum_duplicates(update), nse=total.nse)`.
+
+    Precision: entries are added to a dense array of a dtype narrower than 32 bits in a wider one, and the sum is
+    rounded once.
+
+    Sharding: batches that are divided among devices stay divided, on `Auto` and on `Explicit` axes of a mesh. If the
+    entries of one matrix are divided among devices, the sum is not: use `sharded.add` for that.
 
     Mirrors `tf.sparse.add`, which also takes a dense operand.
     """
-    # Without a default, `add([x, y])` would only say that an argument is missing.
     return _add_all(("x", "y"), (x, y), nse, assume_canonical)
 
 
@@ -126,17 +136,17 @@ def subtract(
 def subtract(
     x: Operand, y: Operand, *, nse: SupportsIndex | None = None, assume_canonical: bool = False
 ) -> BCOO | BCSR | jax.Array:
-    """Subtract a sparse matrix or tensor from another, or a sparse from a dense one or the reverse, differentiably.
+    """Subtract sparse matrices or tensors, or a sparse and a dense one in either order. Differentiable in both.
 
     Args:
       x: as for `add`.
-      y: as for `add`; what is subtracted.
+      y: as for `add`; it is subtracted from `x`.
       nse: as for `add`.
       assume_canonical: as for `add`.
 
     Returns:
-      As for `add`, with x + (-y) for values: where y alone has an entry, exactly -y, for zeros and NaN too. Unsigned
-      integers wrap as in `jnp`.
+      As for `add`, with values x + (-y). Where only y has an entry, the value is exactly -y, also for zeros and NaN.
+      Unsigned integers wrap around as in `jnp`.
 
     Raises:
       TypeError: as for `add`.
@@ -150,6 +160,8 @@ def subtract(
       >>> difference = jsg.subtract(x, y)
       >>> difference, difference.data.tolist()
       (BCSR(float32[2, 2], nse=3), [1.0, -3.0, 0.0])
+
+    Transformations and derivatives: as for `add`.
 
     Mirrors `jnp.subtract`.
     """
@@ -198,21 +210,21 @@ def add_n(
     """Add any number of sparse matrices or tensors, and dense ones, in one pass over all patterns.
 
     Args:
-      operands: a list, tuple or other iterable of BCOO, BCSR and arrays of one shape, as for `add`; at least one of
-        them sparse. A single BCOO or BCSR is brought to canonical form: sorted, unique, with `nse` entries.
-      weights: a real or complex scalar for each operand, by which its values are multiplied: numbers or arrays without
-        dimensions in a sequence, or a vector. They may be traced, and are differentiable. They promote with the dtypes
-        of all operands as in `jnp`, numbers of Python weakly; products are of the dtype of the sum.
+      operands: a list, tuple or other iterable of BCOO, BCSR and arrays of one shape, as for `add`. At least one of
+        them must be sparse. A single BCOO or BCSR is brought to canonical form: sorted and unique, with `nse` elements.
+      weights: a real or complex scalar for each operand, by which its values are multiplied: a sequence of numbers and
+        of arrays without dimensions, or a vector. Weights may be traced, and are differentiable. They promote with the
+        dtypes of all operands as in `jnp`, Python numbers weakly. Products have the dtype of the sum.
       nse: as for `add`.
       assume_canonical: as for `add`.
 
     Returns:
-      A BCSR if all operands are BCSR, a BCOO if all are sparse, else a dense array.
+      A BCSR if all operands are BCSR, a BCOO if all are sparse, and a dense array if any is dense.
 
     Raises:
-      TypeError: as for `add`; `operands` is not iterable, or a single operand; a weight is not a number.
-      ValueError: as for `add`; `operands` is empty; there are more or fewer weights than operands, or one is not a
-        scalar or does not fit the integer dtype of the sum.
+      TypeError: as for `add`; `operands` is not iterable, or is itself an operand; a weight is not a number.
+      ValueError: as for `add`; `operands` is empty; the number of weights is not that of the operands; a weight is not
+        a scalar, or does not fit the integer dtype of the sum.
 
     Example:
       >>> import jax.numpy as jnp, jax_sparse_grad as jsg
@@ -222,6 +234,11 @@ def add_n(
       BCOO(float32[3, 3], nse=7)
       >>> jsg.add_n(matrices, weights=[1, -2, 1]).data.tolist()
       [-2.0, 1.0, 1.0, -2.0, 1.0, 1.0, -2.0]
+
+    Transformations and derivatives: as for `add`; also with respect to the weights.
+
+    Speed: more than twelve operands, and short ones, are sorted as one list instead of being merged in pairs. That is
+    faster there, and takes much less time to compile.
 
     Mirrors `tf.add_n`, for sparse operands; the weights are alpha and beta of cuSPARSE's `csrgeam2`.
     """
@@ -245,15 +262,15 @@ def sum_duplicates(
 
     Args:
       x: a BCOO with any `n_batch` and `n_dense`, or a BCSR. Indices may be in any order, with duplicates and padding.
-      nse: the number of entries to store in each batch, static. By default the exact number if all indices are concrete
-        (the largest of the batches), which strips padding; otherwise the `nse` of `x`.
-      remove_zeros: leave out stored zeros (with dense dimensions, rows of zeros; of a pattern that batches share, those
-        that are zero in all of them). As in JAX, those that are zero before duplicates are summed: entries that cancel
-        stay. Without a given `nse`, concrete values are needed too for the exact number.
+      nse: the number of elements to store in each batch, static. By default the exact number if all indices are
+        concrete (the largest over all batches), which removes padding; otherwise the `nse` of `x`.
+      remove_zeros: leave out stored zeros. With dense dimensions, these are rows of zeros; in a pattern that batches
+        share, entries that are zero in all of them. As in JAX, entries are looked at before duplicates are summed:
+        those that cancel stay. If `nse` is not given, the values must be concrete too for the exact number.
 
     Returns:
-      A BCOO or a BCSR as `x`, whose flags say that it is sorted and unique. Each of several duplicates receives the
-      gradient of their sum; what is left out, padding and zeros, 0.
+      A BCOO or a BCSR, as `x` is, whose flags say that it is sorted and unique. Each of several duplicates receives the
+      gradient of their sum. Padding, and zeros that are left out, receive 0.
 
     Raises:
       TypeError: `x` is not sparse; its values are not numeric; a static argument is traced.
@@ -269,12 +286,15 @@ def sum_duplicates(
       >>> jsg.sum_duplicates(x, remove_zeros=True)
       BCOO(float32[3], nse=2)
 
-    Mirrors `BCOO.sum_duplicates`, whose `remove_zeros` is True by default, and which drops what does not fit `nse`.
+    Transformations and derivatives: as for `add`.
+
+    Mirrors `BCOO.sum_duplicates`, where `remove_zeros` is True by default, and entries beyond `nse` are dropped
+    silently.
     """
     drop = _validation.as_flag("remove_zeros", remove_zeros)
     operand = _as_operand(("x",), "x", x)
     if isinstance(operand, jax.Array):
-        raise TypeError("`x` must be a BCOO or a BCSR, got an array; `BCOO.fromdense` makes one of it")
+        raise TypeError("`x` must be a BCOO or a BCSR, got an array; convert it with `BCOO.fromdense`")
     return _add_all(("x",), (operand,), nse, False, remove_zeros=drop)
 
 
@@ -287,23 +307,23 @@ def empty(
     n_dense: SupportsIndex = 0,
     index_dtype: DTypeLike | None = None,
 ) -> BCOO:
-    """A BCOO without entries, but with room for some: what the carry of a loop that adds starts from.
+    """Make a BCOO without entries, but with room for some: the initial carry of a loop that accumulates.
 
     Args:
       shape: the dense shape, static.
-      nse: the number of entries (in each batch) to make room for, static: the `nse` of the sums to come.
-      dtype: of the values; that of the sums to come.
+      nse: the number of elements to make room for (in each batch), static: the `nse` of the sums to come.
+      dtype: the dtype of the values, which must be that of the sums to come.
       n_batch: the number of leading batch dimensions.
       n_dense: the number of trailing dense dimensions.
-      index_dtype: of the indices; by default int32, or int64 if a size needs that.
+      index_dtype: the dtype of the indices. By default int32, or int64 if a size needs that.
 
     Returns:
-      A canonical BCOO, all padding, with the flags of a sum.
+      A canonical BCOO that holds only padding, with the flags of a sum.
 
     Raises:
-      TypeError: an argument is traced, or of another type; `dtype` is not numeric.
-      ValueError: a size or number is negative; the dtype of the indices, or any without `jax_enable_x64`, cannot hold
-        all sizes.
+      TypeError: an argument is traced or has the wrong type; `dtype` is not numeric.
+      ValueError: a size or number is negative; the index dtype, or any dtype without `jax_enable_x64`, cannot hold all
+        sizes.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
@@ -315,7 +335,8 @@ def empty(
       >>> total.data.tolist()
       [2.0, 3.0, 3.0, 0.0, 0.0]
 
-    Mirrors `jax.experimental.sparse.empty`, whose flags change in the first step of a loop.
+    Mirrors `jax.experimental.sparse.empty`, whose flags would change in the first step of a loop, which JAX does not
+    allow.
     """
     sizes = _validation.as_shape("shape", shape)
     room, batches, dense = (
@@ -330,10 +351,10 @@ def empty(
     try:
         _validation.as_numeric("dtype", np.zeros(0, kind))
     except TypeError as error:
-        raise TypeError(f"`dtype` must be one of those that sums have, got {kind}") from error
+        raise TypeError(f"`dtype` must be one that sums support, got {kind}") from error
     row_kind = _row_dtype(sparse_sizes, index_dtype)
     _validation.check_sizes_fit("shape", sparse_sizes, row_kind)
-    # By numpy, which compiles nothing for a new length.
+    # numpy compiles nothing for a new length.
     rows = np.broadcast_to(np.asarray(sparse_sizes, row_kind), (*sizes[:batches], room, len(sparse_sizes)))
     data = np.zeros((*sizes[:batches], room, *sizes[len(sizes) - dense :]), kind)
     return BCOO(jax.device_put((data, np.array(rows))), shape=sizes, indices_sorted=True, unique_indices=True)
@@ -355,7 +376,7 @@ def _row_dtype(sizes: tuple[int, ...], asked: Any) -> np.dtype:
 
 
 def _as_dtype(name: str, dtype: Any) -> np.dtype:
-    """The dtype that JAX has for it."""
+    """The dtype that JAX uses for a dtype, or anything that names one."""
     if dtype is None:
         raise TypeError(f"`{name}` must be a dtype, got None")
     try:
@@ -365,8 +386,8 @@ def _as_dtype(name: str, dtype: Any) -> np.dtype:
 
 
 def name_operands(operands: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
-    """What the operands of `add_n` are called in messages, and themselves."""
-    # A single operand can be iterated over too, row by row.
+    """The names of the operands of `add_n` in messages, and the operands."""
+    # A single operand is iterable too, row by row.
     single = isinstance(operands, jax.Array | np.ndarray | str | bytes | Mapping) or _containers.is_sparse(operands)
     if single or not isinstance(operands, Iterable):
         raise TypeError(
@@ -379,7 +400,7 @@ def name_operands(operands: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
 
 
 class _Minus:
-    """The weight of what is subtracted: -1 would not turn the sign of NaN, and unsigned integers do not have it."""
+    """The weight of what is subtracted: -1 would not flip the sign of NaN, and unsigned integers lack it."""
 
 
 _MINUS = _Minus()
@@ -407,7 +428,7 @@ def _as_weights(weights: Any, count: int) -> list[Scale]:
 
 
 def _as_weight(name: str, weight: Any) -> Scale:
-    """A number of Python, whose dtype is weak, or an array without dimensions."""
+    """A Python number, whose dtype is weak, or an array without dimensions."""
     weight = _validation.unwrap(weight)
     if isinstance(weight, jax.Array | np.ndarray | np.generic):
         if weight.ndim:
@@ -447,7 +468,7 @@ def _add_all(
 
 
 def _specs_of_sum(operands: Sequence[Any]) -> list[PartitionSpec]:
-    """How the arrays of a sum are divided: batches and dense dimensions as the operands' are, entries not at all."""
+    """How the arrays of a sum are divided: batch and dense dimensions as in the operands, entries not at all."""
     sparse = [x for x in operands if isinstance(x, BCOO | BCSR)]
     dense = [_spec_of(x) for x in operands if not isinstance(x, BCOO | BCSR)]
     if not sparse:
@@ -464,13 +485,13 @@ def _specs_of_sum(operands: Sequence[Any]) -> list[PartitionSpec]:
 
 
 def _spec_of(array: jax.Array) -> tuple[Any, ...]:
-    """The mesh axes that each dimension of an array is divided along, None where it is not."""
+    """The mesh axes along which each dimension of an array is divided; None where it is not divided."""
     spec = tuple(jax.typeof(array).sharding.spec)
     return (*spec, *[None] * (array.ndim - len(spec)))
 
 
 def _merge_specs(specs: Iterable[Sequence[Any]]) -> tuple[Any, ...]:
-    """The first division of each dimension, along axes that no other dimension has taken."""
+    """For each dimension the first division along axes that no other dimension has taken."""
     merged: list[Any] = []
     taken: set[str] = set()
     for candidates in itertools.zip_longest(*specs):
@@ -513,7 +534,7 @@ def _add_arrays(
     )
     if arrays:
         if nse is not None:
-            raise ValueError(f"`nse` must not be given where an operand is dense, for so is the sum; got {nse}")
+            raise ValueError(f"`nse` must not be given if an operand is dense: the sum is dense too; got {nse}")
         return _add_to_dense(index_names, sum(arrays[1:], arrays[0]), indices, values, sparse_shape)
     request = Request(index_names, sparse_shape, nse, assume_canonical, strict=False)
     sum_indices, sum_values = add_once(request, indices, values)
@@ -526,8 +547,8 @@ def _add_arrays(
 def _promote(
     names: Sequence[str], values: Sequence[jax.Array], places: Sequence[int], scales: Sequence[Scale]
 ) -> tuple[tuple[jax.Array, ...], list[Scale]]:
-    """Values and what they are multiplied by, in one dtype; `places`: of the operands, in messages."""
-    # Zeros stand for numbers of Python, which may be too large for the array that JAX would make of them.
+    """Values and their weights in one dtype; `places` are the numbers of the operands, for messages."""
+    # A Python number may not fit the array that JAX would make of it: a zero takes its place.
     arrays = [jnp.asarray(scale * 0) if _is_number(scale) else scale for scale in scales]
     known = [k for k, array in enumerate(arrays) if isinstance(array, jax.Array)]
     all_names = (*names, *(f"weights[{places[k]}]" for k in known))
@@ -568,13 +589,13 @@ def _scale_dense(values: jax.Array, scale: Scale) -> jax.Array:
 
 @jax.jit
 def _times(values: jax.Array, weight: jax.Array | None) -> jax.Array:
-    """Values times a weight; without one, their negatives."""
+    """Values times a weight, or their negatives if there is no weight."""
     return -values if weight is None else values * weight
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _weigh(shape: tuple[int, ...], rows: jax.Array, values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Values at index rows times a weight, whose derivative does not see what stands at padding."""
+    """Values at index rows times a weight; the derivative ignores what stands at padding."""
     del shape, rows
     return _times(values, weight)
 
@@ -587,7 +608,8 @@ def _weigh_jvp(
     product = _weigh(shape, rows, values, weight)
     terms = []
     if not isinstance(of_values, SymbolicZero):
-        # Before it is weighed, so that backwards it comes last: at padding, 0 times an infinite weight is NaN.
+        # Clear padding before weighing: in the backward pass it is then cleared last, when 0 times an infinite weight
+        # has already given NaN.
         terms.append(_times(_without_padding(rows, of_values, shape), weight))
     if not isinstance(of_weight, SymbolicZero):
         terms.append(_times(_without_padding(rows, values, shape), of_weight))
@@ -607,7 +629,7 @@ def _without_padding(rows: jax.Array, values: jax.Array, shape: tuple[int, ...])
 
 
 def _mark_zeros(rows: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The index rows, with padding for entries whose values are all zero."""
+    """The index rows, with padding in place of entries whose values are all zero."""
     values = jax.lax.stop_gradient(values)
     mark = partial(_with_padding_at_zeros, padding=np.asarray(shape, rows.dtype))
     return (
@@ -619,13 +641,13 @@ def _mark_zeros(rows: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> j
 def _with_padding_at_zeros(rows: jax.Array, values: jax.Array, *, padding: jax.Array) -> jax.Array:
     n_batch = rows.ndim - 2
     zero = jnp.all(values == 0, axis=range(n_batch + 1, values.ndim))
-    # Of a pattern that batches share, an entry goes if it is zero in all of them.
+    # In a pattern that batches share, an entry is left out if it is zero in all of them.
     zero = jnp.all(zero, axis=[k for k in range(n_batch) if rows.shape[k] == 1], keepdims=True)
     return jnp.where(zero[..., None], padding.reshape(*[1] * (n_batch + 1), -1), rows)
 
 
 def _in_buckets(function: Callable[..., jax.Array], axis: int, *arrays: jax.Array) -> jax.Array:
-    """`function` of concrete arrays, and row by row along an axis of theirs; compiled for few lengths."""
+    """`function` of concrete arrays, which works row by row along an axis; compiled for few lengths."""
     size = arrays[0].shape[axis]
 
     def call() -> jax.Array:
@@ -643,7 +665,7 @@ def _as_operand(names: Sequence[str], name: str, operand: Any) -> Any:
         return operand
     listed = isinstance(operand, list | tuple)
     is_sparse = _containers.is_sparse
-    # JAX would walk through the elements of a matrix in a list.
+    # JAX would iterate over the elements of a matrix in a list.
     inner = [x for x in jax.tree.leaves(operand, is_leaf=is_sparse) if is_sparse(x)] if listed else []
     if inner or not (listed or isinstance(operand, jax.Array | np.ndarray)):
         raise TypeError(_refusal(names, name, operand, inner))
@@ -653,15 +675,15 @@ def _as_operand(names: Sequence[str], name: str, operand: Any) -> Any:
 
 
 def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]) -> str:
-    """What is said of something that is not an operand: what it is, and what to call instead."""
+    """The message for something that is not an operand: what it is, and what to call instead."""
     kind = type(operand).__name__
     alone = tuple(names) == ("x",)  # of `sum_duplicates`
     got = f"`{name}` must be a BCOO{' or' if alone else ','} a BCSR{'' if alone else ' or an array'}, got {kind}"
     if isinstance(operand, numbers.Number):
         other = next((each for each in names if each != name), "x")
         return f"{got}; a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
-    if hasattr(operand, "row_starts"):  # told by that: the module of `RowSharded` imports this one
-        return f"{got}; call `jsg.sharded.add` or `add_n`, and spread all operands by `jsg.sharded.partition`"
+    if hasattr(operand, "row_starts"):  # a `RowSharded`, whose module imports this one
+        return f"{got}; call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`"
     if isinstance(operand, SparseAddPlan):
         return f"{got}; a plan is called with the values of its operands: `plan(x.data, y.data)`"
     if isinstance(operand, JAXSparse):
@@ -672,12 +694,12 @@ def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]
         }
         return f"{got}; the same matrix m is `{same.get(kind, 'BCOO.fromdense(m.todense())')}`"
     if hasattr(operand, "tocoo"):
-        return f"{got}; a SciPy matrix becomes one by `BCOO.from_scipy_sparse` or `BCSR.from_scipy_sparse`"
+        return f"{got}; convert it with `BCOO.from_scipy_sparse` or `BCSR.from_scipy_sparse`"
     if inner:
         return f"{got} of {type(inner[0]).__name__}; `add_n` adds the matrices of a list"
     if operand is None and not alone:
         return f"{got}; `add` takes two operands, and `add_n` a list of any number"
-    return got + ("; `jnp.asarray` may make an array of it" if hasattr(operand, "__array__") else "")
+    return got + ("; `jnp.asarray` may convert it" if hasattr(operand, "__array__") else "")
 
 
 def _add_to_dense(
@@ -694,7 +716,7 @@ def _add_to_dense(
     padded, counts = pad_indices(request, indices)
     _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, padded, shape, strict=False))
     if _validation.is_concrete(values):
-        # What numpy padded is put on the device, which `jax.transfer_guard("disallow")` asks to be said.
+        # `jax.transfer_guard("disallow")` requires an explicit transfer of what numpy padded.
         return scatter_add(dense, *jax.device_put((padded, pad_values(values, padded, counts))), shape)
     return scatter_add(dense, indices, values, shape)
 
@@ -709,7 +731,7 @@ def scatter_add(
 
     def add_to(dense: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
         inside = _keys.is_entry(rows, shape)
-        # What lies outside adds what changes no number to some cell: so no index is out of bounds.
+        # Rows outside the shape add -0.0, which changes nothing, to some cell: so no index is out of bounds.
         added = jnp.where(inside.reshape(-1, *[1] * (values.ndim - 1)), values, -np.zeros((), values.dtype))
         if not shape:
             return dense + jnp.sum(added, axis=0, dtype=added.dtype)
@@ -724,8 +746,8 @@ def scatter_add(
 
 
 def _wide(dtype: np.dtype) -> np.dtype:
-    """What numbers of a dtype are summed in: narrow floats would stop growing, and few machines add half a byte."""
+    """The dtype to sum in: narrow floats would stop growing, and few machines can add integers of half a byte."""
     if jnp.issubdtype(dtype, jnp.integer):
-        # The lowest bits are those of a sum of narrow integers.
+        # The lowest bits of the wide sum are the narrow sum.
         return np.dtype(np.int8) if jnp.iinfo(dtype).bits < 8 else dtype
     return np.dtype(np.float32) if dtype.itemsize < 4 else dtype

@@ -1,7 +1,7 @@
 """Sums of arrays that lie on a mesh with `Explicit` axes.
 
-There JAX must know the sharding of every intermediate result, and stops at many operations that a sum consists of. So
-they run with these axes switched to `Auto`, where XLA finds the shardings, and only what comes out is given one.
+There JAX must know the sharding of every intermediate result, and refuses many of the operations that a sum consists
+of. So these run with the axes switched to `Auto`, where XLA chooses the shardings, and only the results are given one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ R = TypeVar("R")
 
 
 def on_auto_axes(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, whose arguments may hold arrays on `Explicit` axes; what it gives is not divided along these.
+    """`function` for arguments that may hold arrays on `Explicit` axes; its results are not divided along these.
 
-    (Under `vmap` over a divided axis, its results are divided along that axis, too.)
+    (Under `vmap` over a divided axis, results are divided along that axis too.)
     """
 
     @functools.wraps(function)
@@ -49,7 +49,7 @@ def explicit_mesh(tree: Any) -> AbstractMesh | None:
 
 
 def _is_iterator(x: Any) -> bool:
-    """Whether JAX should be told that it is a leaf, which it will not assume of iterators."""
+    """Whether to tell JAX that this is a leaf; JAX does not assume that of iterators."""
     return isinstance(x, Iterator)
 
 
@@ -59,7 +59,7 @@ def call_on_auto_axes(function: Callable[[Any], Any], tree: Any, mesh: AbstractM
     `specs`: how the result is divided, a tree prefix of it.
     """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_iterator)
-    # What is concrete stays so, or sums would be longer than they need to be: no trace stages it.
+    # Concrete leaves must stay concrete, so that sums get their exact length: they do not go through the trace.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     through = [k for k, leaf in enumerate(leaves) if isinstance(leaf, jax.core.Tracer if traced else jax.Array)]
     fixed = leaves if not traced else call_concretely(lambda: [_switch(leaf) for leaf in leaves])
@@ -74,7 +74,7 @@ def call_on_auto_axes(function: Callable[[Any], Any], tree: Any, mesh: AbstractM
 
 
 def _switch(leaf: Any) -> Any:
-    """A concrete array, on the same devices but with `Auto` axes; anything else as it is."""
+    """A concrete array, on the same devices but with `Auto` axes; anything else unchanged."""
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
         return leaf
     sharding = leaf.sharding

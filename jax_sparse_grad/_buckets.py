@@ -1,7 +1,7 @@
-"""Concrete arrays of any length with few compilations: lengths are rounded up to buckets, and cut again afterwards.
+"""Concrete arrays of any length with few compilations: lengths are rounded up to buckets, and results cut afterwards.
 
-A compiled function serves one length. Eager calls come with a new one every time, and compiling costs a thousand times
-what adding does; padding is valid input, so one function serves a whole bucket.
+A compiled function serves one length. Eager calls bring a new one every time, and compiling takes a thousand times as
+long as adding. Padding is valid input, so one function can serve a whole bucket.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SMALLEST = 2048  # below, a call costs nearly the same at any length
-FINE = 8192  # above, time counts more than compilations: two buckets for each power of two
-SHARED = 16  # operands that are fewer times shorter than the longest share its bucket: else every pair were compiled
+SMALLEST = 2048  # a call costs nearly the same at any smaller length
+FINE = 8192  # above this, time matters more than compilations: two buckets for each power of two
+SHARED = 16  # operands up to so many times shorter than the longest share its bucket, to avoid a program for each pair
 
 
 def bucket(size: int) -> int:
-    """The least bucket that is not less: at most twice, of long ones one and a half times as long."""
+    """The smallest bucket that holds a size: at most twice as long, or one and a half times for long ones."""
     power = max(SMALLEST, 1 << (size - 1).bit_length())
     return power * 3 // 4 if power > FINE and size <= power * 3 // 4 else power
 
@@ -29,9 +29,9 @@ def buckets(sizes: Sequence[int]) -> list[int]:
 
 
 def resize(array: Any, size: int, fill: object, axis: int = 0) -> Any:
-    """The first `size` rows of a concrete array along an axis, with rows `fill` behind them if there are fewer.
+    """The first `size` rows of a concrete array along an axis, followed by rows `fill` if there are fewer.
 
-    Where the data is within numpy's reach, a numpy array: numpy does at once what JAX has to compile for each length.
+    If numpy can reach the data, the result is a numpy array: JAX would have to compile for each length.
     """
     missing = size - array.shape[axis]
     if missing == 0:
@@ -46,7 +46,7 @@ def resize(array: Any, size: int, fill: object, axis: int = 0) -> Any:
 
 
 def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """Arrays one behind the other; by numpy if all are where it can read them, which compiles nothing."""
+    """Arrays one after the other; by numpy if it can read all of them, which compiles nothing."""
     if len(arrays) == 1:
         return arrays[0]
     numpy: Any = np if all(map(is_on_host, arrays)) else jnp
@@ -54,7 +54,7 @@ def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
 
 
 def is_on_host(array: Any) -> bool:
-    """Whether the array is concrete and where numpy can read it, and new arrays go."""
+    """Whether the array is concrete and lies where numpy can read it and where new arrays are put."""
     if isinstance(array, np.ndarray | np.generic):
         return True
     if isinstance(array, jax.core.Tracer):

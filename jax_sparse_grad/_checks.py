@@ -1,9 +1,9 @@
-"""Checks of data: an error at once where it is concrete, one that `checkify` reports where it is traced.
+"""Checks of data: an immediate error if the data is concrete, one that `checkify` reports if it is traced.
 
-`checkify.debug_check` alone would do, but the effect it leaves in a jaxpr costs every jitted function its fast dispatch
-(some 70 microseconds a call) and bars `jax.export` from serialising it, whether anyone looks at the check or not. Here
-the check stands inside a primitive that is the identity to everyone but `checkify`: that treats any primitive with a
-`call_jaxpr` as a call, and asks it to bind the checked body instead.
+`checkify.debug_check` alone would do, but it leaves an effect in the jaxpr. That costs every jitted function its fast
+dispatch (some 70 microseconds a call) and bars `jax.export` from serialising it, whether anyone uses the check or not.
+So here the check stands inside a primitive that is the identity for everyone but `checkify`: that treats any primitive
+with a `call_jaxpr` as a call, and binds the checked body instead.
 """
 
 import itertools
@@ -24,10 +24,11 @@ T = TypeVar("T")
 
 
 def guard(tree: T, ok: jax.Array, message: str, **data: jax.Array) -> T:
-    """The same integer arrays, on the condition `ok`.
+    """The same integer arrays, on condition `ok`.
 
-    Where that is concrete and false, `ValueError(message)`. Where it is traced, `checkify` reports the message; without
-    `checkify`, there is no check. The result must be used, for else the check might be removed as dead code.
+    If `ok` is concrete and false, raises `ValueError(message)`. If it is traced, `checkify` reports the message;
+    without `checkify`, there is no check. The result must be used, because otherwise the check may be removed as dead
+    code.
     """
     if _validation.is_concrete(ok, data):
         if not ok:
@@ -46,36 +47,36 @@ def guard(tree: T, ok: jax.Array, message: str, **data: jax.Array) -> T:
 
 
 def join_errors(tree: T) -> T:
-    """The same arrays; what `checkify` knows by then of each device for itself becomes one error of them all.
+    """The same arrays; errors that `checkify` has found on each device so far become one error for all.
 
-    To be called on what goes into `shard_map` and on what comes out: backwards, the one is the other. (Array by array,
-    so that those that are not differentiated do not look as if they were.)
+    To be called on the arguments of `shard_map` and on its results: in the backward pass, they change places. (Array by
+    array, so that arrays that are not differentiated do not look as if they were.)
     """
     return jax.tree.map(lambda leaf: _join.bind(leaf, **_parameters(lambda leaf: [leaf], [leaf], 1))[0], tree)
 
 
 class _CheckedCall(jax.extend.core.Primitive):
-    """The last `results` of `arity` operands; its `call_jaxpr` says the same, perhaps with a check."""
+    """The last `results` of `arity` operands. Its `call_jaxpr` is the same function, perhaps with a check."""
 
     multiple_results = True
 
     def bind(self, *operands: Any, subfuns: Sequence[Any] = (), **params: Any) -> Any:
-        # `checkify` hands over the checked body: jax >= 0.9 as `subfuns`, before that as the first operand.
+        # `checkify` passes the checked body: as `subfuns` from jax 0.9 on, before that as the first operand.
         if not subfuns and hasattr(operands[0], "call_wrapped"):
             subfuns, operands = operands[:1], operands[1:]
         if subfuns:
-            known = len(operands) - params["arity"]  # what `checkify` knows of errors comes first
+            known = len(operands) - params["arity"]  # the errors that `checkify` knows of come first
             return subfuns[0].call_wrapped(*_join_axes(subfuns[0], operands[:known]), *operands[known:])
         return super().bind(*operands, **params)
 
 
 def _join_axes(checked: Any, errors: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """What `checkify` knows of errors, for a body that takes it as such a tree, without the axes of devices.
+    """The errors that `checkify` knows of, without the axes of devices, for a body that takes them as a tree.
 
-    It is the leaves of three dictionaries by kind of error: whether it was raised, its code, and its data.
+    They are the leaves of three dictionaries by kind of error: whether it was raised, its code, and its data.
     """
     trees = [arg for _, args in checked.transforms for arg in args if isinstance(arg, jax.tree_util.PyTreeDef)]
-    if len(trees) != 1:  # in some other JAX: without `shard_map`, all is as it should be
+    if len(trees) != 1:  # another version of JAX: correct without `shard_map`
         return errors
     raised, _, data = trees[0].children()
     kinds = range(raised.num_leaves)
@@ -87,7 +88,7 @@ def _of_first_device(raised: jax.Array, leaf: jax.Array) -> jax.Array:
     """The part of `leaf` that belongs to the first device that has raised an error."""
 
     def choose(array: jax.Array, first: jax.Array) -> jax.Array:
-        # By sums, since what is sharded cannot always be indexed.
+        # By sums, because sharded arrays cannot always be indexed.
         kept = jnp.where(first.reshape(-1, *[1] * (array.ndim - 1)), array, jnp.zeros((), array.dtype))
         return jnp.any(kept, axis=0) if array.dtype == bool else jnp.sum(kept, axis=0, dtype=array.dtype)
 

@@ -1,4 +1,4 @@
-"""The containers of JAX, BCOO and BCSR: what they hold as index rows and values, and made of these again.
+"""BCOO and BCSR, the containers of JAX: their content as index rows and values, and containers made from these.
 
 Index rows are `[*batch, nse, n_sparse]`, values `[*batch, nse, *dense]`. Rows beyond the shape are padding.
 """
@@ -29,14 +29,14 @@ def as_bcoo(data: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> BCOO
 
 
 def index_dtype(shape: tuple[int, ...]) -> np.dtype:
-    """The dtype of indices that come without one of JAX's."""
+    """The dtype of indices where none of JAX's is given."""
     return np.dtype(np.int32 if max(shape, default=0) <= np.iinfo(np.int32).max else np.int64)
 
 
 def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     """The index rows `[nnz, ndims]`, values `[nnz, *dense]` and shape of a BCOO, a BCSR or a SciPy matrix, in numpy.
 
-    Padding is left out: to JAX, every row of which an index lies beyond the shape.
+    Padding is left out, that is, as everywhere in JAX, any row with an index beyond the shape.
     """
     if not _validation.is_concrete(operand):
         raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
@@ -44,7 +44,7 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
     if isinstance(operand, BCOO | BCSR):
         n_batch, n_sparse = common_layout({name: operand})
         if n_batch or not n_sparse:
-            raise ValueError(f"`{name}` must have n_batch 0, and rows; got n_batch {n_batch} and n_sparse {n_sparse}")
+            raise ValueError(f"`{name}` must have n_batch 0 and rows; got n_batch {n_batch} and n_sparse {n_sparse}")
         indices, values = np.asarray(indices_of(name, operand)), np.asarray(operand.data)
     elif hasattr(operand, "tocoo"):
         coordinates = operand.tocoo()
@@ -53,9 +53,9 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
     else:
         remedy = ""
         if isinstance(operand, jax.Array | np.ndarray):
-            remedy = "; `BCOO.fromdense` makes one of an array"
+            remedy = "; `BCOO.fromdense` converts an array"
         elif hasattr(operand, "todense"):
-            remedy = "; `BCOO.fromdense(... .todense())` makes one of it"
+            remedy = "; `BCOO.fromdense(x.todense())` converts it"
         raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {type(operand).__name__}{remedy}")
     _validation.as_numeric(f"{name}.data", values[:0])
     sizes = shape[: indices.shape[1]]
@@ -71,7 +71,7 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
 
 
 def without_wrappers(operand: Any) -> Any:
-    """A container whose arrays are JAX's own, or what a wrapper such as `flax.nnx.Param` holds."""
+    """The content of a wrapper such as `flax.nnx.Param`, or a container whose arrays are not wrapped."""
     operand = _validation.unwrap(operand)
     if isinstance(operand, BCOO | BCSR):
         bare = {part: _validation.unwrap(array) for part, array in vars(operand).items()}
@@ -111,7 +111,7 @@ def common_layout(sparse: dict[str, Any]) -> tuple[int, int]:
     """The number of batch and of sparse dimensions of all sparse operands."""
     if not sparse:
         raise TypeError(
-            "one of the operands must be a BCOO or a BCSR, got arrays only; add those by `+` "
+            "one of the operands must be a BCOO or a BCSR, got only arrays; add those with `+` "
             "(under `sparsify`, sparse arguments look like arrays: call this function outside of it)"
         )
     first, *_ = sparse
@@ -120,7 +120,7 @@ def common_layout(sparse: dict[str, Any]) -> tuple[int, int]:
         if sum(layout) != len(sparse[name].shape):
             raise ValueError(
                 f"`{name}` must have as many sizes as n_batch, n_sparse and n_dense together; got {layout} and shape "
-                f"{tuple(sparse[name].shape)}; what `scan` or `vmap` stacked needs a new container around its arrays"
+                f"{tuple(sparse[name].shape)}; arrays that `scan` or `vmap` has stacked need a new container"
             )
         _check_arrays(name, sparse[name])
         if layout != layouts[first]:
@@ -133,7 +133,7 @@ def common_layout(sparse: dict[str, Any]) -> tuple[int, int]:
 
 
 def _check_arrays(name: str, operand: Any) -> None:
-    """The arrays of a container fit together, which is checked where it is made, but not where a tree is mapped."""
+    """Check that the arrays of a container fit together, which JAX does only where a container is constructed."""
     n_batch, n_sparse = operand.n_batch, operand.n_sparse
     shape, nse = operand.shape, operand.nse
     parts = {"data": (nse, *shape[n_batch + n_sparse :])}
@@ -166,7 +166,7 @@ def indices_of(name: str, operand: Any) -> jax.Array:
         return _rows_of(indices, guard(indptr, _is_indptr(indptr, most), message, indptr=indptr), sizes)
 
     def in_buckets() -> jax.Array:
-        # More starts at the end of all entries change nothing.
+        # More row starts at the end of all entries change nothing.
         length, count = buckets([nse, indptr.shape[-1]])
         starts = resize(indptr, count, np.asarray(indptr)[..., -1:], axis)
         guard((), _is_indptr(starts, most), message, indptr=indptr)
@@ -177,7 +177,7 @@ def indices_of(name: str, operand: Any) -> jax.Array:
 
 
 def common_index_dtype(*arrays: jax.Array) -> np.dtype:
-    """The dtype of indices that arrays of a container promote to, whatever promotion the user has set."""
+    """The dtype that index arrays of a container promote to, whatever promotion the user has set."""
     with jax.numpy_dtype_promotion("standard"):
         return np.dtype(jnp.result_type(*arrays))
 
@@ -193,7 +193,7 @@ def _rows_of(columns: jax.Array, indptr: jax.Array, sizes: tuple[ArrayLike, ...]
     dtype = jnp.result_type(*sizes)
 
     def rows_of(columns: jax.Array, indptr: jax.Array) -> jax.Array:
-        # Entry k lies in row r if indptr[r] <= k < indptr[r + 1]: r + 1 starts are less than k + 1.
+        # Entry k lies in row r if indptr[r] <= k < indptr[r + 1], that is, if r + 1 starts are less than k + 1.
         entries = jnp.arange(1, columns.shape[0] + 1, dtype=jnp.uint32)
         row = search((indptr.astype(jnp.uint32),), (entries,))[0] - 1
         padding = row >= jnp.asarray(sizes[0], row.dtype)
@@ -204,18 +204,18 @@ def _rows_of(columns: jax.Array, indptr: jax.Array, sizes: tuple[ArrayLike, ...]
 
 
 def as_bcsr(indices: jax.Array, values: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> BCSR:
-    """The BCSR of entries in order, `indptr` in a dtype."""
+    """The BCSR of sorted entries, with `indptr` of a given dtype."""
     axis = indices.ndim - 2
     columns, indptr = compress(indices, shape[axis:][:2], dtype)
     return BCSR((values, columns, indptr), shape=shape, indices_sorted=True, unique_indices=True)
 
 
 def compress(indices: jax.Array, sizes: tuple[int, ...], dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
-    """The columns of sorted index rows `[*batch, nse, 2]`, and the number of entries before each row, of a dtype."""
+    """The columns of sorted index rows `[*batch, nse, 2]`, and the number of entries before each row, in a dtype."""
     nse, axis = indices.shape[-2], indices.ndim - 2
     if nse > np.iinfo(dtype).max:
         raise ValueError(
-            f"`nse` must not exceed {np.iinfo(dtype).max}, the largest number of the operands' `indptr` ({dtype}); "
+            f"`nse` must not exceed {np.iinfo(dtype).max}, the most that the operands' `indptr` ({dtype}) can hold; "
             f"got {nse}; cast one of these to a wider dtype"
         )
     count = sizes[0] + 1
@@ -235,7 +235,7 @@ def _compress(indices: jax.Array, count: int, dtype: np.dtype) -> tuple[jax.Arra
     """The columns of sorted index rows, and the number of entries before each of the first `count` rows."""
 
     def count_before(rows: jax.Array) -> jax.Array:
-        # Padding lies behind the last row, so that the last count is that of all entries.
+        # Padding lies behind the last row, so the last count is the number of all entries.
         starts = jnp.arange(count, dtype=jnp.uint32)
         return search((rows.astype(jnp.uint32),), (starts,))[0].astype(dtype)
 

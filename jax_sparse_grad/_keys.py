@@ -1,9 +1,9 @@
 """Index rows <-> sort keys of one or more words; padding; order.
 
 A row of indices is read as the digits of a number in the mixed radix of the shape, most significant first, so that rows
-in lexicographic order are numbers in ascending order. The number is stored in as few unsigned words as hold it:
-consecutive dimensions share a word while the product of their sizes leaves the all-ones word free. All ones in every
-word is the key of padding; it sorts behind every entry.
+in lexicographic order are numbers in ascending order. The number is stored in as few unsigned words as can hold it:
+consecutive dimensions share a word as long as the product of their sizes leaves the all-ones word free. All ones in
+every word is the key of padding, which sorts behind every entry.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ Keys = tuple[jax.Array, ...]
 
 
 class KeyLayout(NamedTuple):
-    """How the dimensions of a shape are spread over words: `words[w]` names the dimensions that word w holds."""
+    """How the dimensions of a shape are spread over words: `words[w]` lists the dimensions in word w."""
 
     words: tuple[tuple[int, ...], ...]
     dtype: np.dtype
@@ -39,7 +39,7 @@ def all_ones(dtype: np.dtype) -> np.unsignedinteger:
 
 
 def x64_enabled() -> bool:
-    """Whether JAX has 64-bit words at present."""
+    """Whether JAX has 64-bit words at the moment."""
     return bool(jax.dtypes.canonicalize_dtype(np.uint64) == np.uint64)
 
 
@@ -51,7 +51,7 @@ def key_layout(shape: tuple[int, ...]) -> KeyLayout:
         dtype = np.dtype(np.uint64)
     words: list[tuple[int, ...]] = [()]
     for dim, radix in enumerate(radices):
-        # Filling each word as far as it goes needs the fewest words.
+        # Filling each word as far as possible needs the fewest words.
         if words[-1] and math.prod(radices[d] for d in words[-1]) * radix > int(all_ones(dtype)):
             words.append(())
         words[-1] += (dim,)
@@ -61,7 +61,7 @@ def key_layout(shape: tuple[int, ...]) -> KeyLayout:
 @partial(jax.tree_util.register_dataclass, data_fields=["sizes"], meta_fields=["layout"])
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """The space that indices count in: its sizes are data, so that one program serves all shapes of a layout.
+    """The space of the indices. Its sizes are data, so that one program serves all shapes of a layout.
 
     sizes: a scalar of the index dtype for each dimension.
     layout: how keys are laid out (static).
@@ -95,9 +95,9 @@ def is_entry(indices: jax.Array, sizes: Sequence[ArrayLike]) -> jax.Array:
 
 
 def guard_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
-    """The same rows, on the condition that all are entries or padding; without a shape, that none is negative.
+    """The same rows, on condition that all are entries or padding; without a shape, that none is negative.
 
-    `shape` is that of what people write by hand. In containers of JAX, any row beyond the shape is padding.
+    A shape is given for indices that people write by hand. In JAX's containers, any row beyond the shape is padding.
     """
     if indices.shape[0] == 0:
         return indices
@@ -125,7 +125,7 @@ def guard_concrete(
     shape: tuple[int, ...],
     strict: bool = True,
 ) -> bool:
-    """Whether concrete operands are canonical as they were padded, on the condition that rows are entries or padding.
+    """Whether concrete operands are canonical as padded, on condition that rows are entries or padding.
 
     They may be batched: `[*batch, nnz, ndims]`. Unless `strict`, all rows beyond the shape are padding.
     """
@@ -138,14 +138,14 @@ def guard_concrete(
 
 
 def guard_canonical(name: str, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The same rows, on the condition that they are what `assume_canonical=True` promises."""
+    """The same rows, on condition that they are what `assume_canonical=True` promises."""
     message = f"`{name}` must be sorted and unique, with padding last, for `assume_canonical=True`"
     return guard(indices, is_canonical(ravel(indices, space_of(shape, indices.dtype))), message)
 
 
 @partial(jax.jit, static_argnums=1)
 def _first_bad_row(indices: jax.Array, shape: tuple[int, ...] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether there is none; its number and its content (some row's if there is none)."""
+    """Whether no row is bad, and the number and content of the first bad row (of any row if none is)."""
     bad = is_bad(indices, shape)
     row = jnp.argmax(bad)
     return ~jnp.any(bad), row, indices[row]
@@ -180,15 +180,15 @@ def ravel(indices: jax.Array, space: Space) -> Keys:
 
 
 def is_padding(keys: Keys) -> jax.Array:
-    """Whether each key is that of padding; the first word alone tells, since no entry fills it with ones."""
+    """Whether each key is that of padding. The first word alone tells, because no entry fills it with ones."""
     return keys[0] == all_ones(keys[0].dtype)
 
 
 def count_entries(canonical_keys: Keys) -> jax.Array:
-    """The number of entries before the padding (a scalar int32); found by halving, which beats a sum over all."""
+    """The number of entries before the padding (a scalar int32); by bisection, which is faster than a sum over all."""
     first = canonical_keys[0]
     if first.shape[0] == 0:
-        return jnp.zeros_like(first, jnp.int32, shape=())  # which varies over a mesh as the keys do
+        return jnp.zeros_like(first, jnp.int32, shape=())  # varies over a mesh as the keys do
     return jnp.searchsorted(first, all_ones(first.dtype)).astype(jnp.int32)
 
 
@@ -214,10 +214,11 @@ def is_equal(a: Keys, b: Keys) -> jax.Array:
 
 
 def sort(keys: Keys) -> tuple[Keys, jax.Array]:
-    """The keys in ascending order, and where each of them came from (`[n]` int32); the sort is stable.
+    """The keys in ascending order, and where each of them came from (`[n]` int32). The sort is stable.
 
-    Digit by digit, the least significant first, each packed with its place to one 64-bit word: XLA:CPU sorts a single
-    array 4 times as fast as two side by side. These words need no `jax_enable_x64` around the package.
+    It goes digit by digit, the least significant first, each packed with its position into one 64-bit word: XLA:CPU
+    sorts a single array 4 times as fast as two side by side. These words do not need `jax_enable_x64` around the
+    package.
     """
     order = jnp.arange(keys[0].shape[0], dtype=np.int32)
     for count, digit in enumerate(reversed([digit for word in keys for digit in _digits(word)])):
@@ -257,7 +258,7 @@ def is_sorted(keys: Keys) -> jax.Array:
 
 
 def as_words(indices: jax.Array) -> Keys:
-    """One word a column: keys that need no shape. A negative index becomes larger than any other."""
+    """One word per column: keys that need no shape. A negative index becomes larger than all others."""
     if indices.shape[1] == 0:
         return (jnp.zeros(indices.shape[0], np.uint32),)
     dtype = np.dtype(np.uint64 if indices.dtype.itemsize == 8 else np.uint32)
@@ -265,7 +266,7 @@ def as_words(indices: jax.Array) -> Keys:
 
 
 def fits_one_word(largest: Sequence[jax.Array], dtype: np.dtype) -> jax.Array:
-    """Whether keys with digits from 0 to `largest` fit one word of `dtype` beside the key of padding."""
+    """Whether keys with digits from 0 to `largest` fit one word of `dtype`, besides the key of padding."""
     wide = np.dtype(np.uint64 if x64_enabled() else np.uint32)
     limit = all_ones(dtype).astype(wide)
     fits, size = jnp.array(True), jnp.ones((), wide)
@@ -277,7 +278,7 @@ def fits_one_word(largest: Sequence[jax.Array], dtype: np.dtype) -> jax.Array:
 
 
 def pack(words: Keys, largest: Sequence[jax.Array], dtype: np.dtype) -> Keys:
-    """Keys of several words in one, whose digits go from 0 to `largest`; padding if one is larger."""
+    """Keys of several words in one, with digits from 0 to `largest`; padding if a digit is larger."""
     packed, fits = jnp.zeros_like(words[0], dtype), jnp.ones_like(words[0], bool)
     for word, digit in zip(words, largest, strict=True):
         packed = packed * (digit.astype(dtype) + 1) + word.astype(dtype)

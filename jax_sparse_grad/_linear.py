@@ -1,8 +1,9 @@
-"""Linear maps whose transposes are named: one primitive, under every transformation.
+"""Linear maps with a given transpose: one primitive, under all transformations.
 
-JAX derives a transpose from the operations that a map is made of; that of a gather is an accumulating scatter, slow
-and, on GPUs, not deterministic. Here a map comes with its transpose, another such map: the derivative forwards is the
-map itself, backwards the transpose, and both stay so under `vmap`, `jit`, `linearize` and again under `grad`.
+JAX derives a transpose from the operations that a map consists of. That of a gather is an accumulating scatter, which
+is slow and, on GPUs, not deterministic. Here a map comes with its transpose, another such map. Its forward derivative
+is the map itself, its backward derivative the transpose, and both stay that way under `vmap`, `jit`, `linearize` and
+another `grad`.
 
     linear(add, pick, union, values)
        |  jvp         linear(add, pick, union, tangents)
@@ -10,9 +11,9 @@ map itself, backwards the transpose, and both stay so under `vmap`, `jit`, `line
        |  vmap        the same primitive, one more level of batches
        |  concrete    padded to buckets, so that few programs serve all lengths
 
-`custom_vjp` would bar forward mode; `custom_jvp` does not let a transpose be named; `lax.custom_linear_solve` does, for
-maps of a space to itself, but to take its rows apart costs additions of zero, which lose the sign of -0.0;
-`jax.custom_derivatives.linear_call` has no rule for `vmap`.
+The alternatives fall short: `custom_vjp` bars forward mode; `custom_jvp` does not take a transpose;
+`lax.custom_linear_solve` does, for maps of a space to itself, but taking rows apart then adds zeros, which lose the
+sign of -0.0; `jax.custom_derivatives.linear_call` has no rule for `vmap`.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from jax_sparse_grad._validation import own_transfers
 
 Arrays = tuple[jax.Array, ...]
 Groups = tuple[tuple[int, ...], ...]
-"""For each array of a map the lengths of the parts that it is put together of."""
+"""For each array of a map the lengths of the parts that it is joined from."""
 Map = Callable[[Any, Arrays], Arrays]
-"""`f(data, x)`, linear in x: arrays whose rows are counted by their first axis, of one dtype."""
+"""`f(data, x)`, linear in x: arrays of one dtype, with rows along their first axis."""
 
 
 def linear(apply: Map, transpose: Map, data: Any, x: Arrays, x_groups: Groups, y_groups: Groups) -> Arrays:
-    """`apply(data, x)`, with the given transpose under every transformation.
+    """`apply(data, x)`, with the given transpose under all transformations.
 
     Args:
-      apply: a function of a module, so that what is compiled for it is found again.
+      apply: a module-level function, so that what is compiled for it is found again.
       transpose: likewise; `transpose(data, y)`.
-      data: what both are told: a tree of integer arrays, of which `NONE` means nothing.
+      data: passed to both: a tree of integer arrays, in which `NONE` means nothing.
       x: the parts of all arrays of the argument, one after the other.
-      x_groups: which of these `apply` gets in one array.
+      x_groups: which of these `apply` gets joined in one array.
       y_groups: the lengths of the parts into which the arrays of the result are divided.
 
     Returns:
@@ -69,8 +70,8 @@ def linear(apply: Map, transpose: Map, data: Any, x: Arrays, x_groups: Groups, y
     return tuple(y)
 
 
-REPEATED = 100  # calls after which to compile for their lengths (0.1 s) pays: padding takes 1 ms, or twice the time
-MOST_PROGRAMS = 256  # of that kind: each keeps some 20 of the 65,530 memory mappings that Linux allows a process
+REPEATED = 100  # calls, after which compiling for their lengths (0.1 s) pays: padding takes 1 ms, or doubles the time
+MOST_PROGRAMS = 256  # of that kind: each holds some 20 of the 65,530 memory mappings that Linux grants a process
 
 _calls: dict[tuple[Any, ...], int] = {}
 _own_programs: set[tuple[Any, ...]] = set()
@@ -110,7 +111,7 @@ def _run(
 
 def _concatenate(parts: list[jax.Array]) -> jax.Array:
     dtype = parts[0].dtype
-    if jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8:  # XLA:CPU ends the process at such a one
+    if jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8:  # XLA:CPU would end the process
         wide = jnp.int8 if jnp.issubdtype(dtype, jnp.signedinteger) else jnp.uint8
         return jnp.concatenate([part.astype(wide) for part in parts]).astype(dtype)
     return jnp.concatenate(parts)
@@ -131,7 +132,7 @@ def _lower(
 
 
 def _execute(*operands: jax.Array, **parameters: Any) -> Sequence[jax.Array]:
-    """The map of concrete arrays: at lengths for which little is compiled, where numpy can pad and cut."""
+    """The map of concrete arrays: at lengths for which little is compiled, if numpy can pad and cut."""
     with jax.disable_jit(False), own_transfers():
         if not all(map(is_on_host, operands)) or _is_worth_a_program(tuple(parameters.values())):
             return _lower(*operands, **parameters)
@@ -139,7 +140,7 @@ def _execute(*operands: jax.Array, **parameters: Any) -> Sequence[jax.Array]:
 
 
 def _is_worth_a_program(key: tuple[Any, ...]) -> bool:
-    """Whether these lengths come again and again, as where a plan is called in a loop outside of `jit`."""
+    """Whether these lengths come again and again, as when a plan is called in a loop outside of `jit`."""
     calls = _calls.get(key, 0)
     if calls < REPEATED:
         _calls[key] = calls + 1
@@ -157,7 +158,7 @@ def _execute_in_buckets(
     leaf_axes = [sum(flags) for flags in zip(*batches, strict=True)] if batches else [0] * len(leaves)
     parts = iter(x)
     joined = [concatenate([next(parts) for _ in group], axis) for group in x_groups]
-    # What belongs together stays equally long; similar lengths become one, or pairs of them were compiled for.
+    # Arrays of equal length keep equal lengths. Similar lengths become one, to avoid a program for each pair.
     sizes = {leaf.shape[k] for leaf, k in zip(leaves, leaf_axes, strict=True) if np.ndim(leaf) > k}
     sizes |= {array.shape[axis] for array in joined}
     length_of = dict(zip(sizes, buckets(list(sizes)), strict=True))
@@ -166,7 +167,7 @@ def _execute_in_buckets(
         for leaf, k in zip(leaves, leaf_axes, strict=True)
     )
     arrays = tuple(resize(array, length_of[array.shape[axis]], 0, axis) for array in joined)
-    whole = tuple((0,) for _ in x_groups), tuple((0,) for _ in y_groups)  # sizes only matter where arrays are divided
+    whole = tuple((0,) for _ in x_groups), tuple((0,) for _ in y_groups)  # sizes matter only where arrays are divided
     results = _run(apply, treedef, *whole, batches, padded, arrays)
     cut = []
     for result, group in zip(results, y_groups, strict=True):
@@ -190,7 +191,7 @@ def _batch(
     moved = [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(operands, dims, strict=True)]
     leaves, x = _split(moved, treedef)
     leaf_dims, x_dims = _split(dims, treedef)
-    # All of x, so that the transpose need not sum over what was shared: JAX does that, where it sees the broadcast.
+    # All of x is broadcast: the transpose then need not sum over what was shared, because JAX does.
     x = [
         jnp.broadcast_to(part, (count, *part.shape)) if dim is None else part
         for part, dim in zip(x, x_dims, strict=True)
@@ -211,7 +212,7 @@ def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], **parameter
 
 
 def _zeros_like(array: Any) -> jax.Array:
-    """Zeros, made by numpy if it can put them beside the array: that compiles nothing."""
+    """Zeros, made by numpy if they can lie where the array does: that compiles nothing."""
     if isinstance(array, jax.core.Tracer) or not is_on_host(array):
         return jnp.zeros_like(array)
     return jax.device_put(np.zeros(array.shape, array.dtype))
@@ -232,7 +233,7 @@ def _transpose(
     y = [ad.instantiate_zeros(part) for part in cotangents]
     swapped = {"apply": transpose, "transpose": apply, "x_groups": y_groups, "y_groups": x_groups}
     pulled = _linear.bind(*leaves, *y, **swapped, **parameters)
-    # What is not to be differentiated is known: a tangent of zeros.
+    # Parts that are not differentiated are known: their tangents are zeros.
     return [None] * len(leaves) + [
         each if ad.is_undefined_primal(part) else None for part, each in zip(x, pulled, strict=True)
     ]

@@ -1,35 +1,35 @@
 r"""The union of two canonical key lists: a merge path in tiles, in gathers and words of bits.
 
 Merging draws a path through a grid: a step down takes the next entry of a, a step right the next entry of b, both at
-once a shared key. Step d of the path lies on diagonal d of the grid, so that anyone can enter the path anywhere, after
-one binary search along a diagonal:
+once a shared key. Step d of the path lies on diagonal d of the grid, so it can be entered anywhere, after one binary
+search along a diagonal:
 
                b: 1   4   5   9
              .   .   .   .   .        `_split`  finds where the path crosses every 32nd diagonal: it is cut into tiles
-      a: 1     \                                of 32 inputs, which may be walked side by side
+      a: 1     \                                of 32 inputs, which can be walked in parallel
              .   .   .   .   .        `_walk`   takes one step in every tile at a time, and writes two bits for it:
          2       |                              whether the output came from a, and whether from b
-             .   . - .   .   .        `_align`  packs these bits to words of 32 outputs, a bitmap for each list, beside
+             .   . - .   .   .        `_align`  packs these bits into words of 32 outputs, a bitmap for each list, with
          5             \                        the number of its entries before the word
              .   .   .   . - .        `_expand` an output's place in a list is then that number and the population
                                                 count of the bits before it: no search, no scatter
 
-A word of bits stands for 32 outputs and is small; everything of the length of the lists is read or written once.
+A word of bits stands for 32 outputs and is small; whatever is as long as the lists is read or written once.
 `tests/test_merge.py` holds the plain version.
 
-What was learnt on XLA:CPU (two cores), where this is most of a sparse addition:
-- A fusion computes its producers anew for each consumer, 32 times over where a word is broadcast to its outputs.
-  `materialise` ends that; so does a loop or a conditional.
+Lessons from XLA:CPU (two cores), where this is most of the work of a sparse addition:
+- A fusion recomputes its producers for each consumer, 32 times where a word is broadcast to its outputs. `materialise`
+  prevents that; so does a loop or a conditional.
 - An array constant in a fusion keeps it from being vectorised (3 to 10 times the time): hence `_places`.
 - A step of the walk is three kernels: two gathers, and one word of code for both lists. Explicit cursors or a word for
-  each list need four, and are half as slow again. One gather a step, of the list last taken from, gained nothing;
-  neither did blocks of tiles that fit a cache, nor tiles of 16, 64 or 128 (what the walk gains, the search loses).
+  each list need four, and take half as long again. One gather a step, from the list last used, gained nothing;
+  neither did blocks of tiles that fit a cache, nor tiles of 16, 64 or 128 (the search loses what the walk gains).
 - Comparing the 32 x 32 pairs of a tile instead of walking it is as fast at 10^6 entries and half as fast below 10^5.
-- Index rows are selected element by element from the operands. Dividing merged keys takes as long and room besides.
+- Index rows are selected element by element from the operands. Dividing merged keys takes as long, and more memory.
 - Positions are scattered, 2.5 ns a slot on one thread. Selecting them from the bitmaps by gathers took 4 times that.
-- What a call touches for the first time since it got the memory costs a page fault for each 4 KB, which on a virtual
-  machine may cost as much as merging 100 entries. glibc gives blocks above 32 MiB back after each call, and XLA takes
-  what all branches of a conditional need in one block: so the branch that merges must touch little.
+- Touching new memory costs a page fault for each 4 KB, which on a virtual machine may take as long as merging 100
+  entries. glibc returns blocks above 32 MiB after each call, and XLA allocates what all branches of a conditional need
+  as one block: so the branch that merges must touch little memory.
 """
 
 from collections.abc import Sequence
@@ -46,10 +46,10 @@ from jax_sparse_grad._keys import Keys
 from jax_sparse_grad._primitives import NONE, at, furthest, in_all_batches, materialise, scatter
 
 TILE = 32  # inputs in a tile, and outputs in a word
-COARSE_TILE = 512  # the search along diagonals goes in two strides; 256 ... 1024 are alike
+COARSE_TILE = 512  # the search along diagonals goes in two strides; 256 ... 1024 are equally good
 WALK = 16  # outputs in a word of code, at two bits each; no full tile has less
-BLOCK = 1 << 13  # words scattered at a time: the indices of a scatter are written to memory, here to the cache
-ROUND = 64  # XLA:CPU shares an array among threads evenly only if its length is a multiple of a few of them
+BLOCK = 1 << 13  # words scattered at a time: the indices of a scatter are written to memory, and so stay in the cache
+ROUND = 64  # XLA:CPU divides an array evenly among threads only if its length is a multiple of a few of them
 
 _FROM_A, _FROM_B = np.uint32(0x55555555), np.uint32(0xAAAAAAAA)
 
@@ -57,7 +57,7 @@ _FROM_A, _FROM_B = np.uint32(0x55555555), np.uint32(0xAAAAAAAA)
 class Bitmap(NamedTuple):
     """Which slots hold an entry of a list: a bit for each slot, and the number of entries before each word of bits.
 
-    Words behind the last slot in use have no bits, and all entries before them.
+    Words behind the last slot in use have no bits set, and all entries before them.
     """
 
     words: jax.Array
@@ -79,7 +79,7 @@ def sources_of(bitmap: Bitmap, nse: int) -> jax.Array:
 def select_rows(
     bitmaps: tuple[Bitmap, Bitmap], a: jax.Array, b: jax.Array, fill: Sequence[ArrayLike], nse: int
 ) -> jax.Array:
-    """For each of `nse` slots the row of a or b `[n, width]` in it, `fill` if there is none."""
+    """For each of `nse` slots the row of a or b `[n, width]` in it, or `fill` if there is none."""
     width = a.shape[1]
     if width == 0:
         return jnp.zeros((nse, 0), a.dtype)
@@ -104,8 +104,8 @@ def _element(rows: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
 def positions_of(bitmap: Bitmap, size: int, nse: int) -> jax.Array:
     """For each entry of a list of `size` its slot; `NONE` if it has none.
 
-    Every slot names its entry or, if it has none, the next one, whose own slot is larger: so the greatest slot that
-    names an entry is its own, in whatever order they come. (A scatter that drops slots takes twice the time.)
+    Every slot names its entry or, if it has none, the next entry, whose own slot is larger. So the largest slot that
+    names an entry is its own, whatever order they are scattered in. (A scatter that drops slots takes twice the time.)
     """
     if size == 0 or nse == 0:
         return jnp.full(size, NONE)
@@ -123,7 +123,7 @@ def positions_of(bitmap: Bitmap, size: int, nse: int) -> jax.Array:
             slots, mode="promise_in_bounds", wrap_negative_indices=False
         )
 
-    # Zeros that XLA does not know to be zero: it would make them for all lists at once, and copy them for each.
+    # XLA must not know that these are zeros: it would make them once for all lists, and copy them for each.
     zeros = jnp.broadcast_to(jnp.minimum(bitmap.ranks[0], 0), (size,))
     named = lax.fori_loop(0, blocks, name, zeros) if blocks > 1 else name(jnp.int32(0), zeros)
     last, bits_of_last = (nse - 1) // TILE, (nse - 1) % TILE + 1
@@ -153,7 +153,7 @@ class _Tiles(NamedTuple):
 
 
 def _split(a: Keys, b: Keys) -> _Tiles:
-    """Cut the path every `TILE` inputs. Of a shared key a comes first; no cut separates the two."""
+    """Cut the path every `TILE` inputs. Of a shared key, a comes first; no cut separates the two."""
     sizes = a[0].shape[0], b[0].shape[0]
     a_count, b_count = _keys.count_entries(a), _keys.count_entries(b)
     count = _round_up(-(-sum(sizes) // TILE) + 3)  # an output word reads up to two tiles beyond its own
@@ -186,7 +186,7 @@ def _cross(a: Keys, b: Keys, diagonal: jax.Array, low: jax.Array, high: jax.Arra
 
 
 def _walk(a: Keys, b: Keys, tiles: _Tiles) -> tuple[jax.Array, jax.Array]:
-    """For each tile, which of its outputs come from a, and which from b: bit k of a word is output k."""
+    """For each tile, which of its outputs come from a and which from b: bit k of a word is output k."""
 
     def step(k: jax.Array, code: jax.Array, a_begin: jax.Array, b_begin: jax.Array) -> jax.Array:
         i, j = a_begin + _count_bits(code & _FROM_A), b_begin + _count_bits(code & _FROM_B)
@@ -199,7 +199,7 @@ def _walk(a: Keys, b: Keys, tiles: _Tiles) -> tuple[jax.Array, jax.Array]:
 
     def walk_half(_: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         _, first, a_begin, b_begin = carry
-        # The first half is the whole way where all keys are shared.
+        # The first half is the whole path if all keys are shared.
         done = in_all_batches(jnp.all((a_begin == tiles.a_end) & (b_begin == tiles.b_end)))
         code = lax.fori_loop(
             0, jnp.where(done, 0, WALK), lambda k, code: step(k, code, a_begin, b_begin), jnp.zeros_like(first)
@@ -216,9 +216,9 @@ def _walk(a: Keys, b: Keys, tiles: _Tiles) -> tuple[jax.Array, jax.Array]:
 
 
 def _align(tiles: _Tiles, codes: tuple[jax.Array, jax.Array], nse: int) -> tuple[jax.Array, tuple[Bitmap, Bitmap]]:
-    """The number of outputs, and the bits of tiles packed to words of 32 outputs.
+    """The number of outputs, and the bits of tiles packed into words of 32 outputs.
 
-    A full tile has 16 to 32 outputs: a word gets its bits from at most three tiles, a tile holds at most one first
+    A full tile has 16 to 32 outputs: a word gets its bits from at most three tiles, and a tile holds at most one first
     output of a word.
     """
     outputs = _count_bits(codes[0] | codes[1])
@@ -261,7 +261,7 @@ def _count_bits(words: jax.Array) -> jax.Array:
 
 
 def _places(count: int, width: int) -> jax.Array:
-    """0 ... width - 1 in each of `count` rows; as an array constant it would keep XLA:CPU from vectorising."""
+    """0 ... width - 1 in each of `count` rows. An array constant would keep XLA:CPU from vectorising."""
     return lax.broadcasted_iota(jnp.uint32, (count, width), 1)
 
 

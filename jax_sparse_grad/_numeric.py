@@ -1,7 +1,7 @@
-"""The numeric phase: values through a union that was made once.
+"""The numeric phase: values through a union that was made before.
 
-`add_values` carries the values of all operands to the slots of the sum, `pick_values` takes a cotangent from there back
-to the entries of the operands. Each is the other's transpose, and both are gathers.
+`add_values` carries the values of all operands to the slots of the sum; `pick_values` takes a cotangent from there back
+to the entries of the operands. Each is the transpose of the other, and both are gathers.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def add_values(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def pick_values(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...]:
-    """The transpose of `add_values`: for each entry of each operand the cotangent of its slot; 0 if it has none."""
+    """The transpose of `add_values`: for each entry of each operand the cotangent of its slot, or 0 if it has none."""
     nse = union.placements[0].sources.shape[0]
     return linear(_pick, _add, _route_of(union), (cotangent,), ((nse,),), entry_counts(union))
 
 
 class _Route(NamedTuple):
-    """What the numeric phase is told: the union, and its true number of slots if it may have more entries."""
+    """The data of the numeric phase: the union, and its number of slots if it may have more entries than these."""
 
     union: Union
     room: np.int32 | jax.Array | None
@@ -47,9 +47,9 @@ def _route_of(union: Union) -> _Route:
 
 
 def without_known(union: Union) -> Union:
-    """The same union without what only duplicates need, where it is known that there are none.
+    """The same union without what only duplicates need, if it is known that there are none.
 
-    And without the sizes of operands that are one list: programs should not be compiled for each of them.
+    Also without the sizes of operands that are one list, so that no program is compiled for each of them.
     """
 
     def simplify(placement: Placement) -> Placement:
@@ -94,7 +94,7 @@ def _add_node(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
 def _place(placement: Placement, nnz: jax.Array, values: jax.Array) -> jax.Array:
     """The values of a child without duplicates in the slots of its parent, of which `nnz` are in use."""
     slots = iota_like(placement.sources)
-    # x + -0.0 is x for every x, x + 0.0 is not (for -0.0): an entry without a partner must arrive bit for bit.
+    # x + -0.0 is x for every x, but -0.0 + 0.0 is 0.0: an entry without a partner must arrive bit for bit.
     absent = jnp.where(slots < nnz, _negative_zero(values.dtype), np.zeros((), values.dtype))
     return gather(values, placement.sources, absent)
 
@@ -114,7 +114,7 @@ def _pick_node(union: Union, cotangent: jax.Array) -> Iterator[jax.Array]:
 
 @jax.jit
 def poison_unless(sound: jax.Array, values: jax.Array) -> jax.Array:
-    """`values`, or throughout what an overflowed sum holds; tangents and cotangents are poisoned too."""
+    """`values`; if not `sound`, filled as an overflowed sum is. Tangents and cotangents are poisoned too."""
     rows = ((values.shape[0],),)
     (poisoned,) = linear(_poison_unsound, _poison_unsound, sound, (values,), rows, rows)
     return poisoned
@@ -125,9 +125,9 @@ def _poison_unsound(sound: jax.Array, values: tuple[jax.Array, ...]) -> tuple[ja
 
 
 def _poison_overflow(route: _Route, values: jax.Array) -> jax.Array:
-    """`values`, or the fill value of `jnp.take(mode="fill")` throughout if the union has more entries than slots.
+    """`values`; filled with the fill value of `jnp.take(mode="fill")` if the union has more entries than slots.
 
-    Counted as a linear map that is its own transpose, so that tangents and cotangents are poisoned too.
+    It counts as a linear map that is its own transpose, so that tangents and cotangents are poisoned too.
     """
     return values if route.room is None else _poison(route.union.nnz > route.room, values)
 
@@ -143,12 +143,12 @@ def _poison(overflow: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _negative_zero(dtype: np.dtype) -> np.ndarray:
-    """What changes no number it is added to (for integers 0)."""
-    return np.asarray(-np.zeros((), dtype), dtype)  # of 4 bits, numpy negates to 8
+    """The number that changes no number it is added to (for integers 0)."""
+    return np.asarray(-np.zeros((), dtype), dtype)  # numpy negates 4-bit integers to 8 bits
 
 
 def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:
-    """Values of which those at `placement.sources` are complete sums."""
+    """Values in which those at `placement.sources` are complete sums."""
     if placement.order is None:
         return values
     runs = gather(placement.positions, placement.order, fill=NONE)
@@ -157,13 +157,13 @@ def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:
 
 
 def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Array:
-    """Sum neighbours with equal `runs`, so that the first of them holds the whole; gathers only, no atomic additions.
+    """Sum neighbours with equal `runs`; the first of them then holds the total. By gathers, without atomic additions.
 
-    After round r entry i holds the sum of the entries i ... i + 2**r - 1 of its run. Rounds end with the longest run:
-    there are none if all runs have length one, and the additions form a balanced tree, the same on every device.
+    After round r, entry i holds the sum of the entries i ... i + 2**r - 1 of its run. The rounds end with the longest
+    run: there are none if all runs have length one. The additions form a balanced tree, the same on every device.
     """
     size = values.shape[0]
-    entries = jnp.arange(size, dtype=jnp.uint32)  # an entry plus a step must not wrap round
+    entries = jnp.arange(size, dtype=jnp.uint32)  # an entry plus a step must not wrap around
 
     def partners(step: jax.Array) -> tuple[jax.Array, jax.Array]:
         partner = entries + step

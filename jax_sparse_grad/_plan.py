@@ -22,24 +22,26 @@ from jax_sparse_grad._union import Union, entry_counts
 
 T = TypeVar("T")
 
-SEPARATE_BELOW = 1 << 15  # slots of a concrete sum whose program, 2 s of compilation, saves less than 1 ms a call
+SEPARATE_BELOW = 1 << 15  # slots: for a shorter concrete sum, 2 s of compilation would save less than 1 ms a call
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["indices", "union", "compressed"], meta_fields=["shape", "nse"])
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SparseAddPlan(Generic[MatrixT]):
-    """The symbolic phase of a sparse addition, ready to add values of its operands as often as wanted.
+    """The symbolic phase of a sparse addition: adds values of its operands as often as wanted.
 
-    Made by `plan_sparse_add`. A pytree whose leaves are integer arrays (and one flag per operand), so that it passes
-    through `jit`, `vmap`, `scan` and `checkpoint` like any other array.
+    Made by `plan_sparse_add`. A pytree whose leaves are integer arrays (and one flag for each operand): it passes
+    through `jit`, `vmap`, `scan` and `checkpoint` like any array, can be exported, pickled and copied, and has no
+    values that an optimiser could change. To type checkers, `SparseAddPlan[BCSR]` is one whose `with_data` gives a
+    BCSR.
 
     Attributes:
-      indices: `[nse, ndims]`, lexicographically sorted, unique; behind the `nnz` entries follows padding, whose every
-        index equals the shape.
+      indices: `[nse, ndims]`, lexicographically sorted and unique. Behind the `nnz` entries comes padding, where all
+        indices equal the shape.
       union: where the entries of the operands went.
       shape: the sparse shape, a tuple of ints (static).
-      nse: the number of stored entries of the sum (static).
-      compressed: `indices` and `indptr` of the sum as a BCSR if the operands are BCSR, else None.
+      nse: the number of elements that the sum stores (static).
+      compressed: `indices` and `indptr` of the sum as a BCSR if all operands are BCSR, else None.
     """
 
     indices: jax.Array
@@ -52,7 +54,7 @@ class SparseAddPlan(Generic[MatrixT]):
     def nnz(self) -> jax.Array:
         """Scalar int32, the true number of distinct entries.
 
-        If it exceeds `nse`, the plan has overflowed, and every sum it makes is poisoned.
+        If it exceeds `nse`, the plan has overflowed, and all its sums are poisoned.
         """
         return self.union.nnz
 
@@ -63,10 +65,10 @@ class SparseAddPlan(Generic[MatrixT]):
 
     @property
     def slots(self) -> tuple[jax.Array, ...]:
-        """For operand k `[nnz_k]` int32, the place of each of its entries in the sum; `nse` where it has none.
+        """For operand k `[nnz_k]` int32, the place of each of its entries in the sum, or `nse` if it has none.
 
-        It has none if it is padding, or beyond the room of a plan that has overflowed. Assembly adds into a given
-        pattern by it:
+        Padding has no place, and in a plan that has overflowed, neither have entries beyond its `nse`. With slots,
+        assembly can add into a given pattern:
 
           >>> import jax.numpy as jnp, jax_sparse_grad as jsg
           >>> system, element = jnp.array([[0, 0], [0, 1], [1, 1]]), jnp.array([[1, 1], [0, 0]])
@@ -75,7 +77,6 @@ class SparseAddPlan(Generic[MatrixT]):
           [[0, 1, 2], [2, 0]]
           >>> jnp.zeros(plan.nse).at[plan.slots[1]].add(jnp.array([5., 7.]), mode="drop").tolist()
           [7.0, 0.0, 5.0]
-
         """
         self._check_single()
 
@@ -100,11 +101,12 @@ class SparseAddPlan(Generic[MatrixT]):
         """Add the values of all operands.
 
         Args:
-          *values: for operand k `[nnz_k, *dense]`, any numeric dtypes; they promote as in `jnp`.
+          *values: for operand k `[nnz_k, *dense]`, of any numeric dtype. Dtypes promote as in `jnp`. The values of a
+            matrix are taken in the order in which it stores them.
 
         Returns:
-          `[nse, *dense]`, the values of the sum at `plan.indices`; 0 at padding. If the plan has overflowed, NaN (the
-          minimum of a signed, the maximum of an unsigned integer dtype).
+          `[nse, *dense]`, the values of the sum at `plan.indices`, with 0 at padding. If the plan has overflowed, all
+          are NaN (the minimum of a signed, the maximum of an unsigned integer dtype).
 
         Raises:
           TypeError: values are not numeric.
@@ -116,7 +118,7 @@ class SparseAddPlan(Generic[MatrixT]):
           >>> plan(jnp.array([1., 2.]), jnp.array([10., 20.])).tolist()
           [1.0, 10.0, 22.0]
 
-        Linear in the values, under every JAX transformation; the derivative only gathers.
+        Linear in the values. Works under all of JAX's transformations, forward mode included; derivatives only gather.
         """
         sizes = [size for counts in entry_counts(self.union) for size in counts]
         self._check_single()
@@ -135,14 +137,14 @@ class SparseAddPlan(Generic[MatrixT]):
 
     @on_auto_axes
     def with_data(self, *values: ArrayInput) -> MatrixT:
-        """Add the values of all operands, and give the sum as a matrix.
+        """Add the values of all operands, and return the sum as a matrix.
 
         Args:
           *values: as for a call of the plan.
 
         Returns:
-          A BCSR if the plan was made of BCSR alone, else a BCOO; sorted, unique, padding last. It shares the indices of
-          the plan. Its shape is that of the plan and of the dense dimensions of the values.
+          A BCSR if all operands of the plan were BCSR, else a BCOO. It is sorted and unique, with padding last, and
+          shares the indices of the plan. Its shape is that of the plan, followed by the dense dimensions of the values.
 
         Raises:
           TypeError: as for a call.
@@ -210,26 +212,26 @@ def plan_sparse_add(
     nse: SupportsIndex | None = None,
     assume_canonical: bool = False,
 ) -> SparseAddPlan:
-    """Do the symbolic phase of adding sparse tensors: unite their patterns once, to add values as often as wanted.
+    """Do the symbolic phase of a sparse addition: unite the patterns once, to add values as often as wanted.
 
     Args:
-      *operands: one `[nnz_k, ndims]` array of indices, of any integer dtype, for each operand (at least one); or all
-        of them BCOO or BCSR (without batch dimensions). Any order, duplicates and padding are allowed: in arrays, rows
-        whose every index equals the shape; in matrices, any row beyond it, as everywhere in JAX.
-      shape: the sparse shape of all operands, static. Of matrices it is known.
-      nse: the number of entries the sum stores, static. By default the exact number if all indices are concrete (also
-        inside `jit`, when closed over), otherwise the sum of the `nnz_k`, which can never overflow.
-      assume_canonical: promise that all indices are sorted, unique and padded only at the end, and skip the check.
+      *operands: at least one. Either an array of indices `[nnz_k, ndims]`, of any integer dtype, for each operand; or
+        all of them BCOO or BCSR without batch dimensions. Indices may be in any order, with duplicates and padding. In
+        arrays, a row is padding if all its indices equal the shape; in matrices, as everywhere in JAX, if any index
+        lies beyond it.
+      shape: the sparse shape of all operands, static. Not needed for matrices, which know their shape.
+      nse: the number of elements that the sum stores, static. By default the exact number if all indices are concrete
+        (also inside `jit` if they are closed over), otherwise the sum of all `nnz_k`, which is always enough.
+      assume_canonical: a promise that all indices are sorted and unique, with padding only at the end. Skips the check.
 
     Returns:
-      A `SparseAddPlan`; `plan(*values)` adds, `plan.with_data(*values)` gives the sum as a matrix. The values of a
-      matrix are taken in the order in which it stores them.
+      A `SparseAddPlan`: `plan(*values)` adds, `plan.with_data(*values)` returns the sum as a matrix.
 
     Raises:
-      TypeError: indices are not integers, arrays and matrices are mixed, or a static argument is traced.
-      ValueError: shapes do not match; concrete indices lie outside `shape`; a concrete sum does not fit `nse`. Under
-        `jit` the latter two are reported by `checkify`; without it such indices count as padding, and the values of an
-        overflowed sum are poisoned (`plan.nnz > plan.nse` tells).
+      TypeError: indices are not integers; arrays and matrices are mixed; a static argument is traced.
+      ValueError: shapes do not match; concrete indices lie outside `shape`; a concrete sum has more entries than `nse`.
+        Under `jit` only `checkify` reports the last two. Without it, such indices count as padding, and sums with too
+        many entries are poisoned (as `plan.nnz > plan.nse` tells).
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
@@ -241,7 +243,16 @@ def plan_sparse_add(
       >>> jax.grad(loss)(jnp.array([1., 2., 3.])).tolist()
       [4.0, 4.0, 8.0]
 
-    Mirrors the symbolic/numeric split of sparse direct solvers; the sum is that of TensorFlow's `SparseAdd`.
+    Transformations: all of JAX's, forward mode included. `plan_sparse_add` itself may be called under `jit` and `vmap`;
+    what it makes may be an argument, a result, a constant or a loop carry of transformed functions.
+
+    Derivatives: a plan is linear in the values of all operands, and the compiled backward pass consists of gathers
+    only. Indices have no gradient.
+
+    When: a plan pays off as soon as its pattern is used twice.
+
+    Mirrors the split of sparse direct solvers into a symbolic and a numeric phase; the sum is that of TensorFlow's
+    `SparseAdd`.
     """
     if not operands:
         raise ValueError("`operands` must hold at least one operand")
@@ -254,7 +265,7 @@ def plan_sparse_add(
     names = tuple(f"operands[{k}]" for k in range(len(operands)))
     arrays = _validation.as_common_indices(names, operands)
     if shape is None:
-        raise TypeError("`shape` must be given where the operands are arrays of indices, got None")
+        raise TypeError("`shape` must be given if the operands are arrays of indices, got None")
     sizes = _validation.as_shape("shape", shape)
     _validation.check_shape_fits("shape", sizes, names[0], arrays[0])
     return make_plan(Request(names, sizes, size, flag), arrays)
@@ -268,18 +279,18 @@ def _plan_of_matrices(
         if not isinstance(x, BCOO | BCSR):
             raise TypeError(
                 f"`{name}` must be a BCOO or a BCSR, as other operands are, got {type(x).__name__}; "
-                "if that holds indices, pass those of the matrices too (and `shape`)"
+                "if that holds indices, pass `indices` of the matrices too, and `shape`"
             )
     whole = _containers.common_shape(tuple(named), list(named.values()))
     n_batch, n_sparse = _containers.common_layout(named)
     if n_batch:
         raise ValueError(
             f"`{next(iter(named))}` must have no batch dimensions, got n_batch {n_batch}; make one plan for each under "
-            "`jax.vmap`, or add them by `jsg.add`"
+            "`jax.vmap`, or add them with `jsg.add`"
         )
     sizes = whole[:n_sparse]
     if shape is not None and _validation.as_shape("shape", shape) != sizes:
-        raise ValueError(f"`shape` must be that of the matrices, {sizes}, or not given; got {shape}")
+        raise ValueError(f"`shape` must be the shape of the matrices, {sizes}, or be left out; got {shape}")
     names = tuple(f"{name}.indices" for name in named)
     rows = [_containers.indices_of(name, x) for name, x in named.items()]
     indices = _validation.promote_indices(names, rows)
@@ -292,11 +303,11 @@ def _plan_of_matrices(
 
 
 class Request(NamedTuple):
-    """What is asked of a sum, beside its data; checked, and static.
+    """What is asked of a sum, apart from its data; checked, and static.
 
-    names: of the operands' indices, in messages.
-    strict: whether a row beyond the shape is an error if it is not marked as padding: it is padding in containers.
-    apart: whether it matters which operand an entry is of.
+    names: of the operands' indices, for messages.
+    strict: whether a row beyond the shape is an error unless it is marked as padding. In containers it is padding.
+    apart: whether it matters which operand an entry belongs to.
     """
 
     names: tuple[str, ...]
@@ -307,16 +318,16 @@ class Request(NamedTuple):
     apart: bool = False
 
     def join(self, indices: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
-        """`_union.join`, if that may be."""
+        """`_union.join`, if it is allowed."""
         return (indices, None) if self.apart else _union.join(indices, self.assume_canonical)
 
     def space_of(self, indices: tuple[jax.Array, ...]) -> Space:
-        """The space that indices count in."""
+        """The space of the indices."""
         return space_of(self.shape, indices[0].dtype)
 
 
 def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
-    """The plan of indices `[*batch, nnz_k, ndims]`; one for each batch, but a single one along axes of length 1."""
+    """The plan of indices `[*batch, nnz_k, ndims]`: one for each batch, but a single one along axes of length 1."""
     if _validation.is_concrete(indices):
         return _validation.call_concretely(lambda: _make_concrete(request, indices))
     indices = guard_indices(request, indices)
@@ -329,14 +340,14 @@ def make_plan(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan
 
 
 def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
-    """The plan of concrete indices: at the exact size, by functions that are compiled for few sizes."""
+    """The plan of concrete indices: of exact size, by functions that are compiled for few sizes."""
     padded, counts = pad_indices(request, indices)
     promised = request.assume_canonical and len(padded) == len(indices)
     form = Form(most_rows(padded), known_canonical(request, indices, padded), promised)
     rows, union = unite_patterns(form, request.space_of(padded), padded)
     nse = exact_nse(request, union.nnz, indices)
     fitted = _buckets.resize(rows, nse, request.shape, n_batch_of(indices)), _union.fit(union, nse, iter(counts))
-    # Where numpy did the fitting; compiles nothing for a new length.
+    # numpy did the fitting where it could: nothing is compiled for a new length.
     return _as_plan(request.shape, *jax.device_put(fitted))
 
 
@@ -345,10 +356,10 @@ def _as_plan(shape: tuple[int, ...], indices: jax.Array, union: Union) -> Sparse
 
 
 class Form(NamedTuple):
-    """What is static in a sum: not the shape, for which nothing should be compiled.
+    """What is static in a sum. Not the shape: nothing should be compiled again for another shape.
 
-    canonical: whether all operands are; None: not known.
-    promised: whether that was promised, so that the union needs no room for what only others have.
+    canonical: whether all operands are; None if it is not known.
+    promised: whether that was promised, so that the union needs no room for what only unsorted operands have.
     joined: the sizes of operands that are one list.
     """
 
@@ -359,7 +370,7 @@ class Form(NamedTuple):
 
     @staticmethod
     def of_traced(nse: int, promised: bool, joined: tuple[int, ...] | None = None) -> Form:
-        """The form of a sum of traced operands, of whose order no more is known than what was promised."""
+        """The form of a sum of traced operands, about whose order nothing is known but what was promised."""
         if joined is not None:
             return Form(nse, canonical=False, joined=joined)
         return Form(nse, promised or None, promised)
@@ -367,10 +378,10 @@ class Form(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def unite_patterns(form: Form, space: Space, operands: tuple[jax.Array, ...]) -> tuple[jax.Array, Union]:
-    """The indices of a sum, and the union of `operands [*batch, nnz_k, ndims]` that stays."""
+    """The indices of a sum, and the union of `operands [*batch, nnz_k, ndims]`, for keeping."""
 
     def keep(indices: jax.Array, union: Union) -> tuple[jax.Array, Union]:
-        # The same structure whatever the order is found to be: a loop that makes plans could not carry them else.
+        # The same structure whatever the order turns out to be, so that a loop can carry plans that it makes.
         return indices, union if form.promised else _union.with_orders(union)
 
     def unite(*operands: jax.Array) -> tuple[jax.Array, Union]:
@@ -401,7 +412,7 @@ def add_once(
 def unite_and_add(
     form: Form, space: Space, operands: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-    """The indices, values and true number of entries of a sum, without a plan that outlives it."""
+    """The indices, values and true number of entries of a sum, without a plan to keep."""
     n_batch = n_batch_of(operands)
     if any(_is_shared(operands, k) and not _is_shared(values, k) for k in range(n_batch)):
         sum_indices, union = unite_patterns(form, space, operands)
@@ -426,9 +437,9 @@ def add_in_buckets(
     indices: tuple[jax.Array, ...],
     values: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """The indices and values of a sum of concrete tensors: at the exact size, by functions compiled for few sizes.
+    """The indices and values of a sum of concrete tensors: of exact size, by functions that are compiled for few sizes.
 
-    `add(form, space, indices, values)` gives indices, values and the true number of entries of a sum.
+    `add(form, space, indices, values)` returns the indices, values and true number of entries of a sum.
     """
     axis = n_batch_of(indices)
     padded, counts = pad_indices(request, indices)
@@ -446,7 +457,7 @@ def add_in_buckets(
 def _unite_then_add(
     form: Form, space: Space, operands: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-    """`unite_and_add` of concrete arrays, by the program that makes plans and eager gradients, and a small one."""
+    """`unite_and_add` of concrete arrays, by the program that also makes plans and eager gradients, and a small one."""
     sum_indices, union = unite_patterns(form, space, operands)
     return sum_indices, _add_batches(without_known(union), values), union.nnz
 
@@ -462,7 +473,7 @@ def n_batch_of(indices: tuple[jax.Array, ...]) -> int:
 
 
 def most_rows(indices: tuple[jax.Array, ...]) -> int:
-    """The most entries that a sum can have: the rows of all operands, but one of a scalar tensor."""
+    """The most entries that a sum can have: the rows of all operands, or one if the tensor is a scalar."""
     total = sum(rows.shape[-2] for rows in indices)
     return total if indices[0].shape[-1] else min(total, 1)
 
@@ -472,7 +483,7 @@ def pad_indices(
 ) -> tuple[tuple[jax.Array, ...], tuple[tuple[int, ...], ...]]:
     """Concrete indices padded to lengths for which little is compiled, and the sizes of the operands in each of them.
 
-    Those that are sorted as one list are joined first: so one length counts, not each of theirs.
+    Operands that are sorted as one list are joined first, so that only the total length counts.
     """
     operands, joined = request.join(indices)
     sizes = [rows.shape[-2] for rows in operands]
@@ -495,9 +506,9 @@ def pad_values(
 
 
 def known_canonical(request: Request, indices: tuple[jax.Array, ...], padded: tuple[jax.Array, ...]) -> bool | None:
-    """Whether concrete operands are canonical as they were padded; None if not all are, but some may be."""
+    """Whether concrete operands are canonical as padded; None if not all are, but some may be."""
     canonical = _keys.guard_concrete(request.names, indices, padded, request.shape, request.strict)
-    if len(padded) < len(indices):  # joined, and to be sorted: never mind whether it is already
+    if len(padded) < len(indices):  # joined, and sorted in any case
         return False
     if canonical or request.assume_canonical:
         return True
@@ -505,14 +516,14 @@ def known_canonical(request: Request, indices: tuple[jax.Array, ...], padded: tu
 
 
 def exact_nse(request: Request, nnz: jax.Array, indices: tuple[jax.Array, ...]) -> int:
-    """The number of entries that a concrete sum stores: what was asked for, or as many as there are."""
+    """The number of elements that a concrete sum stores: the number asked for, or as many as there are."""
     nse = _union.most_entries(nnz) if request.nse is None else request.nse
     guard_nse((), nnz, nse, most_rows(indices))
     return nse
 
 
 def guard_indices(request: Request, indices: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """The same traced indices, on the condition that they are what the caller says."""
+    """The same traced indices, on condition that they are what the caller says."""
 
     def guard_rows(name: str, rows: jax.Array) -> jax.Array:
         rows = _keys.guard_rows(name, rows, request.shape if request.strict else None)
@@ -524,7 +535,7 @@ def guard_indices(request: Request, indices: tuple[jax.Array, ...]) -> tuple[jax
 
 
 def guard_nse(tree: T, nnz: jax.Array, nse: int, bound: int) -> T:
-    """The same arrays, on the condition that `nnz` entries, at most `bound` in each batch, fit `nse`."""
+    """The same arrays, on condition that `nnz` entries, at most `bound` in each batch, fit `nse`."""
     if nse >= bound:
         return tree
     message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {nse}"

@@ -1,8 +1,8 @@
-"""Gather, scatter and cond in the one form this package uses.
+"""Gather, scatter and cond in the one form that this package uses.
 
 Gathers and scatters never leave the bounds of their arrays (a missing element is asked for by any index past the end),
-so `checkify.index_checks` raises no false alarm; conditionals stay conditionals under `vmap`. What has no place at all
-is at `NONE`, past the end of every array, however much longer the array may become.
+so that `checkify.index_checks` raises no false alarm. Conditionals stay conditionals under `vmap`. Whatever has no
+place is at `NONE`, which is past the end of every array, however much longer the array may become.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def iota_like(array: jax.Array) -> jax.Array:
 
 
 def vary_alike(tree: T) -> T:
-    """The same arrays, all varying over the mesh if one of them does under `shard_map`; elsewhere nothing happens."""
+    """The same arrays, all varying over the mesh if one of them does under `shard_map`; elsewhere unchanged."""
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
     if not axes:
         return tree
@@ -100,13 +100,13 @@ def largest_of(numbers: jax.Array) -> jax.Array:
     rest = jnp.max(numbers[whole:], initial=0)
     if whole == 0:
         return rest
-    groups = materialise(jnp.max(numbers[:whole].reshape(-1, GROUP), axis=1))  # or XLA makes one reduction of the two
+    groups = materialise(jnp.max(numbers[:whole].reshape(-1, GROUP), axis=1))  # or XLA would merge the two reductions
     return jnp.maximum(jnp.max(groups), rest)
 
 
 @jax.custom_batching.custom_vmap
 def largest_in_batches(number: jax.Array) -> jax.Array:
-    """The scalar, or under `vmap` the largest in the whole batch: one answer, by which a loop or a branch may go."""
+    """The scalar; under `vmap` the largest of the whole batch: a single answer for a loop or a branch."""
     return number
 
 
@@ -121,11 +121,11 @@ def in_all_batches(flag: jax.Array) -> jax.Array:
 
 
 def if_all(flag: jax.Array, fast: Callable[..., T], general: Callable[..., T], *operands: object) -> T:
-    """`lax.cond(flag, fast, general)` where `general` is right for either value of `flag`.
+    """`lax.cond(flag, fast, general)`, where `general` is right for either value of `flag`.
 
-    Under `vmap` a batched predicate would turn the `cond` into a `select` that always runs both branches. Since
+    Under `vmap`, a batched predicate would turn the `cond` into a `select`, which always runs both branches. Because
     `general` may stand in for `fast`, one predicate for the whole batch is enough: the `cond` survives, and only a
-    batch with at least one general case in it pays for it.
+    batch with at least one general case pays for it.
     """
     return lax.cond(in_all_batches(flag), fast, general, *operands)
 
@@ -133,8 +133,8 @@ def if_all(flag: jax.Array, fast: Callable[..., T], general: Callable[..., T], *
 def map_batches(function: Callable[..., T], n_batch: int) -> Callable[..., T]:
     """`function` mapped over `n_batch` leading axes of all arrays in its arguments.
 
-    As in BCOO, arrays whose axis has length 1 are shared by the whole batch; where that is so for all of them, it is so
-    for the results: the work is done once.
+    As in BCOO, an array whose axis has length 1 is shared by the whole batch. If all arrays are shared, so are the
+    results: the work is done once.
     """
     for _ in range(n_batch):
         function = _map_batch(function)
@@ -163,10 +163,10 @@ def _map_batch(function: Callable[..., T]) -> Callable[..., T]:
 def furthest(
     holds: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array, rounds: int | jax.Array
 ) -> jax.Array:
-    """The largest number in `low ... high` for which a condition holds that is true up to there, and of `low`.
+    """The largest number in `low ... high` for which a condition holds that is true up to there, and at `low`.
 
-    By halving steps, of which `rounds` are enough if `high - low < 2**rounds`. The condition is also asked of numbers
-    out of these bounds; what it says there does not count.
+    By halving steps: `rounds` of them are enough if `high - low < 2**rounds`. The condition is also evaluated out of
+    these bounds, where its value does not count.
     """
 
     def halve(round_: jax.Array, position: jax.Array) -> jax.Array:
@@ -178,10 +178,10 @@ def furthest(
 
 
 def materialise(tree: T) -> T:
-    """The same arrays, not to be computed anew by each consumer.
+    """The same arrays, stored so that no consumer computes them again.
 
-    XLA:CPU drops `lax.optimization_barrier` before it fuses. A loop that carries the arrays stays, and costs nothing
-    when it makes no round; XLA does not know that a population count is never negative.
+    XLA:CPU drops `lax.optimization_barrier` before it fuses. A loop that carries the arrays stays, and costs nothing if
+    it makes no iteration; XLA does not know that a population count is never negative.
     """
     leaves, treedef = jax.tree.flatten(vary_alike(tree))
     if leaves[0].size == 0:

@@ -1,4 +1,4 @@
-"""Where keys stand in sorted keys: a binary search, lexicographic where keys have several words."""
+"""The positions of keys among sorted keys: a binary search, lexicographic if keys have several words."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,8 +21,8 @@ GROUP = 32  # queries between two that are sought first; 16 and 64 are no better
 def search(sorted_keys: Keys, queries: Keys) -> tuple[jax.Array, jax.Array]:
     """The number of `sorted_keys` less than each query, and whether the query is among them (padding never is).
 
-    Queries may be in any order. If they ascend, every 32nd is sought first, and the others between those two: the
-    search takes as many rounds as the widest of these gaps needs.
+    Queries may be in any order. If they ascend, every 32nd is sought first, and the others between two of those: then
+    the search takes as many rounds as the widest of these gaps needs.
     """
     size, count = sorted_keys[0].shape[0], queries[0].shape[0]
     if size == 0 or count == 0:
@@ -47,7 +47,7 @@ def search(sorted_keys: Keys, queries: Keys) -> tuple[jax.Array, jax.Array]:
 def _lower_bounds(sorted_keys: Keys, queries: Keys, low: jax.Array, high: jax.Array, rounds: jax.Array) -> jax.Array:
     """The number of keys less than each query, known to lie in `low ... high`.
 
-    XLA:CPU takes a third of the time of `jnp.searchsorted` for this, which keeps two bounds for every query.
+    Takes a third of the time of `jnp.searchsorted` on XLA:CPU, which keeps two bounds for every query.
     """
     return furthest(
         lambda position: _keys.is_less(_keys.key_at(sorted_keys, position - 1), queries),
@@ -58,10 +58,10 @@ def _lower_bounds(sorted_keys: Keys, queries: Keys, low: jax.Array, high: jax.Ar
 
 
 def with_keys(sorted_rows: jax.Array, then: Callable[[Callable[[jax.Array], Keys]], T]) -> T:
-    """`then(keys_of)` with a function that makes keys of index rows whose shape is unknown, to find them in others.
+    """`then(keys_of)`, where `keys_of` makes keys of index rows of unknown shape, in order to find some among others.
 
-    Their width is found from the data, at run time: `then` is compiled once for each. Rows that cannot be among
-    `sorted_rows` may become padding.
+    The width of keys is determined from the data, at run time: `then` is compiled once for each width. Rows that cannot
+    be among `sorted_rows` may become padding.
     """
     words = _keys.as_words(sorted_rows)
     if len(words) == 1:

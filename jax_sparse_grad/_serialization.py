@@ -1,7 +1,7 @@
-"""How `jax.export` writes the trees of this package: under names, and in a form, that stay as they are.
+"""How `jax.export` writes the pytrees of this package: under names and in a form that later versions can read.
 
-What is static in a tree is written as JSON, field by field, so that what was written before there was a field can be
-read (if that has a default), and nothing but what is named here is ever made of it.
+What is static in a tree is written as JSON, field by field. So a file that was written before a field existed can be
+read (if the field has a default), and reading a file never creates anything but what is named here.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def _as_axis(axis: Any) -> str | tuple[str, ...]:
 
 
 def _as_json(value: Any) -> Any:
-    """What JSON has no form for by itself."""
+    """Values that JSON has no form for."""
     if isinstance(value, Mesh):
         return describe_mesh(value)
-    raise TypeError(f"`jax.export` cannot write a {type(value).__name__}, {value!r}, that is static in a tree")
+    raise TypeError(f"`jax.export` cannot write the static value {value!r}, a {type(value).__name__}")
 
 
 def _register(
@@ -40,10 +40,10 @@ def _register(
     readers: dict[str, Callable[[Any], Any]],
     as_tuple: Callable[[Any], Sequence[Any]] = tuple,
 ) -> None:
-    """Let a tree be written that JAX takes apart into arrays and a tuple of what is static in it.
+    """Let `jax.export` write a pytree that JAX takes apart into arrays and a tuple of what is static in it.
 
-    `fields` are all of its fields, `readers` make the static ones, in the order of that tuple, of what JSON gives;
-    `as_tuple` makes the tuple where JAX was told of something else.
+    `fields` are all of its fields. `readers` convert the static ones, in the order of that tuple, from JSON. `as_tuple`
+    makes the tuple if the static part is registered as something else.
     """
     arrays = [field for field in fields if field not in readers]
 
@@ -53,7 +53,7 @@ def _register(
     def read(written: bytes) -> dict[str, Any]:
         static = json.loads(written)
         if unknown := sorted(set(static) - set(readers)):
-            raise ValueError(f"a {kind.__name__} of a later version of jax_sparse_grad: this one knows no {unknown}")
+            raise ValueError(f"this {kind.__name__} is of a later version of jax_sparse_grad, which has {unknown}")
         return {name: readers[name](value) for name, value in static.items()}
 
     def build(aux_data: Any, children: Sequence[Any]) -> Any:

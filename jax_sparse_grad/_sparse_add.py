@@ -37,8 +37,8 @@ class SparseAddOutput(NamedTuple):
 
     sum_indices: `[nse, ndims]`, lexicographically sorted and unique, padding last.
     sum_values: `[nse, *dense]`.
-    sum_shape: the dense shape, a tuple of ints. Static: as a pytree, the output has two leaves, so that the shape
-      leaves `jit`, `vmap` and `scan` as it was and can be given to the next addition.
+    sum_shape: the dense shape, a tuple of ints. Static: as a pytree, the output has two leaves, so the shape comes out
+      of `jit`, `vmap` and `scan` as it went in, and can be passed to the next addition.
     """
 
     sum_indices: jax.Array
@@ -75,30 +75,31 @@ def sparse_add(
     """Add two sparse tensors, differentiably with respect to their values.
 
     Args:
-      a_indices: `[nnz_a, ndims]`, any integer dtype, in any order; duplicates are summed; rows whose every index equals
-        the shape are padding.
-      a_values: `[nnz_a, *dense]`, any numeric dtype.
+      a_indices: `[nnz_a, ndims]`, of any integer dtype, in any order. Duplicates are summed. A row is padding if all
+        its indices equal the shape.
+      a_values: `[nnz_a, *dense]`, of any numeric dtype.
       a_shape: the dense shape, static: `ndims` ints.
-      b_indices: `[nnz_b, ndims]`; index dtypes promote as in `jnp`.
-      b_values: `[nnz_b, *dense]`; value dtypes promote as in `jnp`, and each gradient has its own operand's dtype.
+      b_indices: `[nnz_b, ndims]`. Index dtypes promote as in `jnp`.
+      b_values: `[nnz_b, *dense]`. Value dtypes promote as in `jnp`, and each gradient has its own operand's dtype.
       b_shape: equal to `a_shape`.
-      thresh: real scalar, static or traced, cast to the real dtype of the sum. Where both operands hold an entry, it is
-        dropped if `abs(sum) < thresh` (of hybrid values, if all components are); its gradient is 0. NaN is kept.
-        `thresh` itself has no gradient.
-      nse: the number of entries the sum stores, static. By default the exact number if all it depends on is concrete
-        (also inside `jit`, when closed over), otherwise `nnz_a + nnz_b`, which can never overflow.
-      assume_canonical: promise that both operands are sorted, unique and padded only at the end, and skip the check.
+      thresh: real scalar, static or traced, cast to the real dtype of the sum. An entry that both operands hold is
+        dropped if `abs(sum) < thresh` (with hybrid values, if this holds for all components). Dropped entries have
+        gradient 0. NaN is kept. `thresh` itself has no gradient.
+      nse: the number of elements that the sum stores, static. By default the exact number if everything it depends on
+        is concrete (also inside `jit` if closed over), otherwise `nnz_a + nnz_b`, which is always enough.
+      assume_canonical: a promise that both operands are sorted and unique, with padding only at the end. Skips the
+        check.
 
     Returns:
       `SparseAddOutput(sum_indices [nse, ndims], sum_values [nse, *dense], sum_shape)`, lexicographically sorted and
-      unique, padding last. If the sum does not fit `nse`, NaN in all values (the minimum of a signed, the maximum of an
-      unsigned integer dtype) under `jit`.
+      unique, padding last. If a sum under `jit` has more entries than `nse`, all values are NaN (the minimum of a
+      signed, the maximum of an unsigned integer dtype).
 
     Raises:
-      TypeError: indices are not integers, values not numeric, or a static argument is traced.
-      ValueError: shapes do not match; concrete indices lie outside the shape; a concrete sum does not fit `nse`. Under
-        `jit` the latter two are reported by `checkify`; without it such indices count as padding, and the values of an
-        overflowed sum are poisoned.
+      TypeError: indices are not integers; values are not numeric; a static argument is traced.
+      ValueError: shapes do not match; concrete indices lie outside the shape; a concrete sum has more entries than
+        `nse`. Under `jit` only `checkify` reports the last two. Without it, such indices count as padding, and the
+        values of a sum with too many entries are poisoned as above.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
@@ -109,6 +110,13 @@ def sparse_add(
       >>> loss = lambda v: (jsg.sparse_add(a, v, (3, 3), b, jnp.array([10., 20.]), (3, 3)).sum_values ** 2).sum()
       >>> jax.grad(loss)(jnp.array([1., 2.])).tolist()
       [2.0, 24.0]
+
+    Transformations: `grad`, `vjp`, `jacrev`, `hessian`, `jit`, `vmap` (over values, indices or both), `scan`, `cond`,
+    `checkpoint`, `shard_map`, `jax.export`. JAX bars `jvp`, `jacfwd`, `linearize` and `linear_transpose` from every
+    `custom_vjp`, which this is: use `add` or a plan for these.
+
+    Derivatives: with respect to `a_values` and `b_values`, of any order. The backward pass is `sparse_add_grad`, which
+    gathers the cotangent: it holds no sort and no scatter.
 
     Mirrors `tf.raw_ops.SparseAdd`, argument for argument.
     """
@@ -175,7 +183,7 @@ def _sparse_add(form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: 
     Args:
       form: what is static.
       pattern: the space and the indices of both operands, or their `SparseAddPlan` if it was made before.
-      values: those of both operands, of one dtype.
+      values: the values of both operands, in one dtype.
       limit: a scalar threshold, or None.
     """
     return _sparse_add_fwd(form, pattern, values, limit)[0]
@@ -251,7 +259,7 @@ def _is_below(total: jax.Array, thresh: jax.Array) -> jax.Array:
     if jnp.issubdtype(total.dtype, jnp.inexact):
         magnitude = jnp.abs(total)
         return magnitude < thresh.astype(magnitude.dtype)
-    if jnp.iinfo(total.dtype).bits < 8:  # of which XLA has no abs()
+    if jnp.iinfo(total.dtype).bits < 8:  # XLA has no abs() for these
         total = total.astype(jnp.int8 if jnp.issubdtype(total.dtype, jnp.signedinteger) else jnp.uint8)
     # abs() of the least integer overflows, but is right when read as unsigned.
     unsigned = jnp.dtype(f"uint{8 * total.dtype.itemsize}")

@@ -40,25 +40,25 @@ def sparse_add_grad(
     *,
     shape: Shape | None = None,
 ) -> SparseAddGradOutput:
-    """Give the gradients with respect to the values of A and B, from that with respect to the values of their sum.
+    """Compute the gradients with respect to the values of A and B from the gradient with respect to those of their sum.
 
     Args:
-      backprop_val_grad: `[nnz_sum, *dense]`, any numeric dtype: the gradient with respect to the values of the sum.
-      a_indices: `[nnz_a, ndims]`, any integer dtype, in any order; duplicates each get the gradient of their sum.
+      backprop_val_grad: `[nnz_sum, *dense]`, of any numeric dtype: the gradient with respect to the values of the sum.
+      a_indices: `[nnz_a, ndims]`, of any integer dtype, in any order. Duplicates each get the gradient of their sum.
       b_indices: `[nnz_b, ndims]`, likewise.
       sum_indices: `[nnz_sum, ndims]`, sorted as `sparse_add` returns them.
-      shape: the dense shape, static. Optional: with it the width of the search keys need not be found from the data,
-        and padding (every index equal to the shape) is known as such and gets 0. Give it where indices are padded.
+      shape: the dense shape, static. Optional: with it, the width of the search keys need not be found from the data,
+        and padding (all indices equal to the shape) is recognised and gets 0. Give it if indices are padded.
 
     Returns:
       `SparseAddGradOutput(a_val_grad, b_val_grad)`, shaped like the values of A and B, in the dtype of
       `backprop_val_grad`. Rows of A and B that are absent from `sum_indices` (dropped by a threshold) get 0.
 
     Raises:
-      TypeError: indices are not integers, values not numeric, or `shape` is traced.
-      ValueError: indices are not matrices with equal numbers of columns; `backprop_val_grad` has not one row for each
-        row of `sum_indices`; concrete indices are negative or lie outside `shape`; concrete `sum_indices` are not
-        sorted. Under `jit` the data is checked by `checkify` only.
+      TypeError: indices are not integers; values are not numeric; `shape` is traced.
+      ValueError: indices are not matrices with equal numbers of columns; `backprop_val_grad` does not have one row for
+        each row of `sum_indices`; concrete indices are negative or lie outside `shape`; concrete `sum_indices` are not
+        sorted. Under `jit` only `checkify` checks the data.
 
     Example:
       >>> import jax.numpy as jnp, jax_sparse_grad as jsg
@@ -67,6 +67,11 @@ def sparse_add_grad(
       >>> grads = jsg.sparse_add_grad(jnp.array([1., 2., 3.]), a, b, total)
       >>> grads.a_val_grad.tolist(), grads.b_val_grad.tolist()
       ([1.0, 2.0], [2.0, 3.0])
+
+    Transformations: all of JAX's, forward mode included.
+
+    Derivatives: linear in `backprop_val_grad`, and differentiable in it, to any order. Indices have no gradient.
+    Derivatives gather; they hold no sort and no scatter.
 
     Mirrors `tf.raw_ops.SparseAddGrad`, argument for argument.
     """
@@ -90,7 +95,7 @@ def sparse_add_grad(
 def _guard_rows(
     names: Sequence[str], rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None
 ) -> tuple[jax.Array, ...]:
-    """The same indices, on the condition that they are what the caller says."""
+    """The same indices, on condition that they are what the caller says."""
     *operands, total = (_keys.guard_rows(name, each, shape) for name, each in zip(names, rows, strict=True))
     ordered = _keys.is_sorted(_keys.as_words(total))
     return *operands, guard(total, ordered, "`sum_indices` must be sorted as `sparse_add` returns them")
@@ -114,7 +119,7 @@ def _gather_concrete(
 def _locate_concrete(
     names: Sequence[str], rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None, space: Space | None
 ) -> Union:
-    """Where concrete rows of A and B stand in the sum, likewise."""
+    """The places of concrete rows of A and B in the sum, likewise."""
     *counts, nse = (each.shape[0] for each in rows)
     roomy = _locate(*_pad_rows(names, rows, shape, space), space, tuple(map(np.int32, counts)))
     union = _union.fit(roomy._replace(nnz=np.int32(nse)), nse, ((count,) for count in counts))
@@ -125,10 +130,10 @@ def _locate_concrete(
 def _pad_rows(
     names: Sequence[str], rows: tuple[jax.Array, ...], shape: tuple[int, ...] | None, space: Space | None
 ) -> tuple[jax.Array, ...]:
-    """Concrete indices padded to lengths for which little is compiled, on the condition that they are right."""
+    """Concrete indices padded to lengths for which little is compiled, on condition that they are right."""
     fills: Sequence[Any] = [shape] * len(rows)
     if shape is None:
-        # The last row again and again keeps the order, and changes nothing: it is found where it was found first.
+        # Repeating the last row keeps the order and changes nothing: a search finds the first of equal rows.
         fills = [np.asarray(each)[-1] if each.shape[0] else 0 for each in rows]
     lengths = buckets([each.shape[0] for each in rows])
     padded = tuple(resize(*each) for each in zip(rows, lengths, fills, strict=True))
@@ -139,7 +144,7 @@ def _pad_rows(
 
 @jax.jit
 def _are_sound(rows: tuple[jax.Array, ...], space: Space | None) -> jax.Array:
-    """Whether `_guard_rows` would let them pass."""
+    """Whether `_guard_rows` would accept them."""
     sound = _keys.is_sorted(_keys.as_words(rows[-1]))
     for each in rows:
         sound &= all_true(~_keys.is_bad(each, None if space is None else space.sizes))
@@ -154,10 +159,10 @@ def _gather(
 
 
 def gather_cotangent(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...]:
-    """SparseAddGrad once the entries of both operands are located.
+    """SparseAddGrad, once the entries of both operands are located.
 
-    sum[p] is the sum of all entries whose position is p, so d sum[p] / d entry is 1 where entry's position is p and 0
-    elsewhere: the gradient of an entry is the cotangent at its position, and 0 if it has none.
+    sum[p] is the sum of all entries at position p. So d sum[p] / d entry is 1 if the entry is at p and 0 elsewhere: the
+    gradient of an entry is the cotangent at its position, and 0 if it has none.
     """
     return pick_values(union, cotangent)
 
@@ -170,7 +175,7 @@ def _locate(
     space: Space | None,
     counts: tuple[ArrayLike, ...] = (MOST_ENTRIES, MOST_ENTRIES),
 ) -> Union:
-    """Where the first `counts` rows of A and B stand in the sum; those behind them nowhere."""
+    """The places of the first `counts` rows of A and B in the sum; rows behind them have none."""
     rows = vary_alike((sum_indices, a_indices, b_indices))
     if space is None:
         placements = with_keys(rows[0], partial(_placements, rows, counts))
@@ -182,7 +187,7 @@ def _locate(
 def _placements(
     rows: tuple[jax.Array, ...], counts: tuple[ArrayLike, ...], keys_of: Callable[[jax.Array], Keys]
 ) -> tuple[Placement, ...]:
-    """Where the rows of the operands stand in those of the sum, which come first."""
+    """The places of the operands' rows among the rows of the sum, which come first."""
     total, *operands = (materialise(keys_of(each)) for each in rows)
     placements = []
     for keys, count in zip(operands, counts, strict=True):

@@ -1,12 +1,12 @@
 """Symbolic phase: the sorted union of lists of index rows, and where each entry went.
 
-    operands     in any order, duplicates and padding among them
-       | merge          two lists that are strictly ascending, padding last: see `_merge.py`
-       | _sort_lists    lists in any order, which is found out at run time: all keys in one sort
+    operands     in any order, with duplicates and padding
+       | merge          two lists that ascend strictly, with padding last: see `_merge.py`
+       | _sort_lists    lists in any order, as found out at run time: all keys in one sort
     union        a balanced binary tree of these: k operands cost log2(k) levels of the same total length
 
-Every edge of the tree is a `Placement`: the linear map that carries the values of a child to the slots of its parent,
-stored in both directions (`sources` for the map, `positions` for its transpose), so that either way is a gather.
+Every edge of the tree is a `Placement`: the linear map that carries the values of a child to the slots of its parent.
+It is stored in both directions (`sources` for the map, `positions` for its transpose), so that either one is a gather.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, materia
 
 T = TypeVar("T")
 
-# Measured on two cores, at 2 to 20 operands of 300 to 10^5 entries in order, with shared patterns and with their own:
-MOST_IN_TREE = 12  # operands that a tree of merges may unite faster than one sort of them all
-SORTED_BELOW = 1536  # times k (k - 1): entries of k operands that are sorted in the time of the merges
+# Measured on two cores, for 2 to 20 operands of 300 to 10^5 sorted entries, with shared and with different patterns:
+MOST_IN_TREE = 12  # operands: a tree of merges may be faster than one sort up to this number
+SORTED_BELOW = 1536  # times k (k - 1): the entries of k operands that one sort takes as long for as the merges
 
 
 class Placement(NamedTuple):
-    """Where the n entries of a child stand among the m slots of their parent.
+    """The places of the n entries of a child among the m slots of their parent.
 
-    positions: `[n]` int32, the slot of each entry; `NONE` if it has none (padding, dropped), m or more if it has none
-      for want of room.
+    positions: `[n]` int32, the slot of each entry. `NONE` if it has none (padding, dropped); m or more if there is no
+      room.
     sources: `[m]` int32, the entry in each slot; `NONE` if there is none.
-    unique: scalar bool, whether no slot has two entries of one operand, for both operands of a node alike. If false,
-      `sources` counts the entries in the order of `order`, and names the first of those that share a slot. None if
+    unique: scalar bool, whether no slot has two entries of one operand, for both operands of a node together. If false,
+      `sources` counts the entries in the order of `order`, and refers to the first of those that share a slot. None if
       known to be true.
-    order: `[n]` int32, a permutation that puts the entries in the order of their slots (those without one may stand
-      anywhere). None if `unique` is None.
+    order: `[n]` int32, a permutation that sorts the entries by their slots (those without a slot may stand anywhere).
+      None if `unique` is None.
     """
 
     positions: jax.Array
@@ -57,13 +57,13 @@ class Placement(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """A child made of several operands, one list behind the other: its sizes are theirs (static)."""
+    """A child made of several operands, one list after the other, with their sizes (static)."""
 
     sizes: tuple[int, ...]
 
 
 class Union(NamedTuple):
-    """A node of the tree: the union of one or two children, each an operand (None), several, or a union itself.
+    """A node of the tree: the union of one or two children, each an operand (None), several operands, or a union.
 
     nnz: scalar int32, the true number of distinct entries, which may exceed the number of slots.
     """
@@ -83,13 +83,13 @@ def unite(
 ) -> T:
     """`then(indices, union)` of the sorted, padded union of index rows in `nse` slots, and the tree that leads to it.
 
-    The only operand may be several that `join` has put together; `joined` are their sizes.
+    A single operand may be several that `join` has put together; `joined` are then their sizes.
 
-    `canonical` says whether all operands are sorted, unique and padded only at the end; None: find out at run time.
-    Then `then` stands in both branches of the conditional on that, and knows statically which of them it is in
-    (`Placement.unique` is None if all operands are canonical). So what it computes there is all that leaves
-    the conditional, and for operands in order nothing is written that only others need. Its results must have the same
-    structure in both branches; `with_orders` sees to this for the union.
+    `canonical` says whether all operands are sorted and unique, padded only at the end; None means to find out at run
+    time. In that case, `then` stands in both branches of the conditional, and knows statically which of them it is in
+    (`Placement.unique` is None if all operands are canonical). Only its results leave the conditional, so nothing that
+    only unsorted operands need is written for sorted ones. The results must have the same structure in both branches;
+    `with_orders` makes sure of that for the union.
     """
     half = (len(operands) + 1) // 2
     parts = [part for part in (operands[:half], operands[half:]) if part]
@@ -113,20 +113,21 @@ def unite(
 
     if canonical is not None:
         return unite_any(lists)
-    lists = vary_alike(lists)  # for the branches to agree
+    lists = vary_alike(lists)  # so that the branches agree
     in_order = functools.reduce(jnp.logical_and, (_keys.is_canonical(_keys.ravel(rows, space)) for rows in lists))
     return if_all(in_order, unite_canonical, unite_any, lists)
 
 
 def join(operands: tuple[jax.Array, ...], promised: bool) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
-    """The operands `[*batch, n, ndims]`, or one list of them all and their sizes if it is better to sort that.
+    """The operands `[*batch, n, ndims]`; or one list of them all and their sizes, if sorting that is better.
 
-    A merge costs a fixed number of kernels, and seconds of compilation, however short the lists. Sorting takes its time
-    for each entry, whatever the number of operands. If it is promised that all are in order, few of them are merged.
+    A merge costs a fixed number of kernels, and seconds of compilation, however short the lists. A sort takes time for
+    each entry, whatever the number of operands. If all are promised to be sorted, a small number of operands is always
+    merged.
     """
     sizes = tuple(rows.shape[-2] for rows in operands)
     short = not promised and sum(sizes) <= SORTED_BELOW * len(sizes) * (len(sizes) - 1)
-    # XLA:CPU ends the process where integers of less than a byte are concatenated.
+    # XLA:CPU ends the process if integers of less than a byte are concatenated.
     alike = len({rows.shape[:-2] for rows in operands}) == 1 and jnp.iinfo(operands[0].dtype).bits >= 8
     if len(sizes) == 1 or not alike or not (short or len(sizes) > MOST_IN_TREE):
         return operands, None
@@ -134,9 +135,9 @@ def join(operands: tuple[jax.Array, ...], promised: bool) -> tuple[tuple[jax.Arr
 
 
 def with_orders(union: Union) -> Union:
-    """The same node with `unique` and `order` for every operand, also where their keys were in order.
+    """The same node with `unique` and `order` for every operand, also if their keys were sorted.
 
-    A node whose children are unions themselves is left as it is: those are always in order.
+    A node whose children are unions themselves is left alone: those are always sorted.
     """
 
     def complete(placement: Placement) -> Placement:
@@ -154,12 +155,12 @@ def _subtree(operands: tuple[jax.Array, ...], space: Space, canonical: bool | No
         return operands[0], None
     nse = sum(rows.shape[0] for rows in operands)
     if not space.sizes:
-        nse = min(nse, 1)  # a scalar tensor has no padding: spare slots would be entries to the parent
+        nse = min(nse, 1)  # a scalar tensor has no padding: its parent would read spare slots as entries
     return unite(operands, space, nse, canonical, lambda indices, union: (indices, with_orders(union)))
 
 
 def entry_counts(union: Union) -> tuple[tuple[int, ...], ...]:
-    """The number of entries of each operand; those of several that are joined in one tuple."""
+    """The number of entries of each operand; for joined operands in one tuple."""
     counts: list[tuple[int, ...]] = []
     for child, placement in zip(union.children, union.placements, strict=True):
         if isinstance(child, Union):
@@ -170,9 +171,9 @@ def entry_counts(union: Union) -> tuple[tuple[int, ...], ...]:
 
 
 def slots_of(union: Union, outer: jax.Array | None = None) -> list[jax.Array]:
-    """For each operand the slot of each of its entries in the whole sum, `[nnz_k]`; `NONE` or beyond without one.
+    """For each operand the slot of each of its entries in the whole sum, `[nnz_k]`; `NONE` or more if there is none.
 
-    `outer` are the slots of this node's own in that.
+    `outer` are the slots of this node's own slots in the whole sum.
     """
     slots: list[jax.Array] = []
     for child, placement in zip(union.children, union.placements, strict=True):
@@ -195,7 +196,8 @@ def most_entries(nnz: jax.Array) -> int:
 def fit(union: Union, nse: int, counts: Iterator[tuple[int, ...]]) -> Union:
     """The same tree with `nse` slots at its root, `nnz` at every inner node and `counts` entries at its leaves.
 
-    All concrete; slots and entries that go hold nothing. A batch of trees keeps the room that its largest needs.
+    Everything is concrete, and slots and entries that are cut off are empty. A batch of trees keeps the room that its
+    largest needs.
     """
     axis = np.ndim(union.nnz)
 
@@ -222,7 +224,7 @@ def truncate(union: Union, nse: int) -> Union:
 
 
 def restrict(indices: jax.Array, union: Union, keep: jax.Array, space: Space, nse: int) -> tuple[jax.Array, Union]:
-    """The indices and the union of those slots that `keep` names, in `nse` slots; the others are dropped."""
+    """The indices and the union of the slots that `keep` selects, in `nse` slots; all others are dropped."""
     former_nse = keep.shape[0]
     keep &= jnp.arange(former_nse, dtype=jnp.int32) < union.nnz
     slots = jnp.where(keep, count_before(keep), NONE)
@@ -239,10 +241,10 @@ def restrict(indices: jax.Array, union: Union, keep: jax.Array, space: Space, ns
 
 
 def placement_of(positions: jax.Array, nse: int) -> Placement:
-    """The placement of entries whose slots are known; those with none are at `NONE`."""
+    """The placement of entries whose slots are known; those without one are at `NONE`."""
     size = positions.shape[0]
     entries = iota_like(positions)
-    # Of several entries that ask for one slot a single one gets it: the others find a stranger there.
+    # If several entries ask for one slot, one of them gets it: the others find another entry there.
     sources = scatter(nse, positions, entries, fill=NONE)
     unique = jnp.all((positions == NONE) | (gather(sources, positions, fill=NONE) == entries))
 
@@ -284,7 +286,7 @@ def _resize(
 
 
 def pick_rows(lists: Sequence[jax.Array], sources: Sequence[jax.Array], sizes: Sequence[ArrayLike]) -> jax.Array:
-    """Index rows `rows[sources]` of the first list for which that is in bounds; padding if there is none."""
+    """Index rows `rows[sources]` of the first list for which that is within bounds; padding if there is none."""
     columns = []
     for dim, size in enumerate(sizes):
         column = jnp.asarray(size, lists[0].dtype)
@@ -305,7 +307,7 @@ def _sort_lists(
     slots = jnp.where(padding, NONE, count_before(starts) + starts.astype(jnp.int32) - 1)
     positions = jnp.split(scatter(sum(sizes), order, slots, fill=NONE), sizes[:-1])
 
-    # The sort is stable: the entries of one list in one slot stand side by side, in their own order.
+    # The sort is stable: entries of one list in one slot stand side by side, in their original order.
     of_second = order >= sizes[0]
     own = (~of_second, of_second)[: len(lists)]
     entries = (order, order - sizes[0])

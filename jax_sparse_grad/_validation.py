@@ -1,4 +1,4 @@
-"""Every static check of the arguments and its message: types, ranks, shapes, dtypes. They raise while tracing too."""
+"""Static checks of the arguments, with their messages: types, ranks, shapes, dtypes. They raise while tracing too."""
 
 import concurrent.futures
 import contextlib
@@ -21,7 +21,7 @@ MOST_ENTRIES = 2**31 - 1
 
 
 def is_concrete(*trees: Any) -> bool:
-    """Whether no leaf of the trees is a tracer, so that its value can be looked at."""
+    """Whether no leaf of the trees is a tracer, so that values can be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
@@ -33,11 +33,11 @@ def _probe() -> jax.Array:
 def call_concretely(function: Callable[[], T]) -> T:
     """`function()`, which computes with concrete arrays, as if outside of any trace.
 
-    While JAX traces, even concrete arrays are staged. `jax.ensure_compile_time_eval` would execute what is traced
-    meanwhile one operation at a time, and compile each of them; in another thread there is no trace.
+    While JAX traces, it stages even concrete arrays. `jax.ensure_compile_time_eval` would execute whatever is traced in
+    the meantime one operation at a time, and compile each of them. In another thread there is no trace.
     """
     if not isinstance(_probe(), jax.core.Tracer):
-        with jax.disable_jit(False), own_transfers():  # what was made for compiled calls takes numpy arrays too
+        with jax.disable_jit(False), own_transfers():  # functions written for compiled calls are given numpy arrays
             return function()
     wide = _canonical(np.dtype(np.int64)) == np.int64
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
@@ -52,9 +52,10 @@ def call_concretely(function: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def own_transfers() -> Iterator[None]:
-    """A context in which data may go through numpy even under `jax.transfer_guard("disallow")`.
+    """A context in which data may pass through numpy even under `jax.transfer_guard("disallow")`.
 
-    That is to catch transfers that the user did not mean; "disallow_explicit" bars all, and these too.
+    That setting is meant to catch transfers that the user did not intend; "disallow_explicit" bars all transfers, these
+    too.
     """
     with contextlib.ExitStack() as stack:
         for direction in ("host_to_device", "device_to_host", "device_to_device"):
@@ -64,7 +65,7 @@ def own_transfers() -> Iterator[None]:
 
 
 def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]:
-    """A context in which functions of concrete arrays stay concrete, inside `jit` as well (indices closed over)."""
+    """A context in which functions of concrete arrays stay concrete, also inside `jit` (indices closed over)."""
     return jax.ensure_compile_time_eval() if is_concrete(*trees) else contextlib.nullcontext()
 
 
@@ -75,7 +76,7 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
         shape = tuple(shape)
     expected = f"`{name}` must be a sequence of ints"
     if isinstance(shape, int | np.integer):
-        raise TypeError(f"{expected}, got {shape!r}; one dimension is written ({shape},)")
+        raise TypeError(f"{expected}, got {shape!r}; write one dimension as ({shape},)")
     if hasattr(shape, "sum_shape"):
         raise TypeError(f"{expected}, got {type(shape).__name__}; pass its shape, `x.sum_shape`")
     if hasattr(shape, "shape") and not isinstance(shape, jax.Array | np.ndarray):
@@ -89,7 +90,7 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
         with own_transfers():
             shape = np.asarray(shape)  # inside `jit`, its elements would be tracers
     if isinstance(shape, np.ndarray) and shape.ndim == 0:
-        raise TypeError(f"{expected}, got the scalar {shape}; one dimension is written ({shape},)")
+        raise TypeError(f"{expected}, got the scalar {shape}; write one dimension as ({shape},)")
     ordered = isinstance(shape, Iterable) and not isinstance(shape, str | bytes | Mapping | set | frozenset)
     listed: list[Any] = list(shape) if ordered else [None]
     sizes = tuple(_as_int(size) for size in listed)
@@ -98,7 +99,7 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
         if any(export.is_symbolic_dim(size) for size in listed):
             hint = f"; {_SYMBOLIC}"
         elif all(isinstance(size, float | np.number) for size in listed):
-            hint = f"; convert it by `tuple(map(int, {name}))`"
+            hint = f"; convert it with `tuple(map(int, {name}))`"
         raise TypeError(f"{expected}, got {_shown(shape)}{hint}")
     known = tuple(size for size in sizes if size is not None)
     if any(size < 0 for size in known):
@@ -110,7 +111,7 @@ _SYMBOLIC = "sparse sums need static sizes: export the function for each, or for
 
 
 def _as_int(number: Any) -> int | None:
-    """What Python takes as an index, as an int; None if it is not one."""
+    """Anything that Python accepts as an index, as an int; None for anything else."""
     if isinstance(number, bool) or export.is_symbolic_dim(number):
         return None
     try:
@@ -120,13 +121,13 @@ def _as_int(number: Any) -> int | None:
 
 
 def _shown(argument: Any) -> str:
-    """An argument as messages show it: as it is written, or by its type if that is long."""
+    """An argument as messages show it: as it is written, or its type if that is long."""
     written = repr(argument)
     return written if len(written) < 100 and "\n" not in written else type(argument).__name__
 
 
 def as_nse(nse: Any, name: str = "nse") -> int | None:
-    """The number of stored entries to make room for, or None."""
+    """The number of elements to make room for, or None."""
     expected = f"`{name}` must be an int or None"
     if export.is_symbolic_dim(nse):
         raise TypeError(f"{expected}, got {nse}; {_SYMBOLIC}")
@@ -137,7 +138,7 @@ def as_nse(nse: Any, name: str = "nse") -> int | None:
         raise TypeError(f"`{name}` must be known while tracing, got a traced array; pass an int or mark it static")
     size = _as_int(nse)
     if size is None:
-        hint = f"; convert it by `int({name})`" if isinstance(nse, float | np.floating) else ""
+        hint = f"; convert it with `int({name})`" if isinstance(nse, float | np.floating) else ""
         raise TypeError(f"{expected}, got {_shown(nse)}{hint}")
     if not 0 <= size <= MOST_ENTRIES:
         raise ValueError(f"`{name}` must not be negative, nor exceed {MOST_ENTRIES}; got {size}")
@@ -162,7 +163,7 @@ def as_flag(name: str, flag: Any) -> bool:
 
 
 def unwrap(array: Any) -> Any:
-    """What is in a wrapper with `__jax_array__`, such as `flax.nnx.Param`; anything else as it is."""
+    """The content of a wrapper with `__jax_array__`, such as `flax.nnx.Param`; anything else unchanged."""
     while not isinstance(array, jax.Array) and hasattr(type(array), "__jax_array__"):
         array = array.__jax_array__()
     return array
@@ -171,10 +172,10 @@ def unwrap(array: Any) -> Any:
 def as_array(
     name: str, array: Any, check: Callable[[str, np.dtype], None] | None = None, part: str = "data"
 ) -> jax.Array:
-    """Anything array-like as a JAX array of a dtype that JAX has, if `check(name, dtype)` does not object to it.
+    """Anything array-like as a JAX array, in a dtype that JAX has, if `check(name, dtype)` does not object.
 
-    It is concrete inside `jit` too if it was, no integer is changed on the way, and no memory is shared with the
-    caller, who may write to it. `part` says which part of a container stands for it in messages, data or indices.
+    An array that was concrete stays so inside `jit`, no integer changes its value, and no memory is shared with the
+    caller, who may write to it. `part` says which part of a container to pass instead, data or indices, for messages.
     """
     array = unwrap(array)
     if not isinstance(array, jax.Array):
@@ -187,20 +188,20 @@ def as_array(
     _check_fits(name, array)
     try:
         with evaluate_if_concrete(array):
-            # JAX keeps aligned memory instead of copying it. `device_put` compiles nothing, `jnp.asarray` a copy for
-            # each new shape.
+            # The copy is needed because JAX keeps aligned memory. `device_put` compiles nothing, while `jnp.asarray`
+            # compiles for each new shape.
             return jax.device_put(np.array(array, dtype))
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must have a dtype that JAX has, got {array.dtype}") from error
 
 
 def _narrow(name: str, array: jax.Array, dtype: np.dtype) -> jax.Array:
-    """An array of 64-bit numbers that was made while `jax_enable_x64` was on, and is used while it is off."""
+    """A 64-bit array that was made while `jax_enable_x64` was on, used while it is off."""
     if jnp.issubdtype(dtype, jnp.integer):
         if not is_concrete(array):
             raise TypeError(
-                f"`{name}` must not be traced as {array.dtype} while `jax_enable_x64` is off, since {dtype} might not "
-                "hold its values; set `jax_enable_x64`, or cast them before tracing"
+                f"`{name}` must not be traced as {array.dtype} while `jax_enable_x64` is off: {dtype} might not hold "
+                "its values; set `jax_enable_x64`, or cast them before tracing"
             )
         with own_transfers():
             _check_fits(name, np.asarray(array))
@@ -209,10 +210,10 @@ def _narrow(name: str, array: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def _read(name: str, array: Any, part: str) -> jax.Array | np.ndarray:
-    """Anything array-like but JAX's own as an array, which may share its memory."""
+    """Anything array-like other than JAX's own arrays, as an array that may share its memory."""
     expected, kind = f"`{name}` must be an array", type(array).__name__
     if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{expected} without a mask, got {kind}; fill what is masked by `x.filled(0)`")
+        raise TypeError(f"{expected} without a mask, got {kind}; fill masked elements with `x.filled(0)`")
     if isinstance(array, np.ndarray | np.generic):
         return np.asarray(array)
     if array is None:
@@ -225,7 +226,7 @@ def _read(name: str, array: Any, part: str) -> jax.Array | np.ndarray:
         with evaluate_if_concrete(array), own_transfers():
             return jnp.asarray(array)  # promotes as a Python scalar does
     if isinstance(array, bytes | bytearray):
-        raise TypeError(f"{expected}, got {kind}; `np.frombuffer` reads it")
+        raise TypeError(f"{expected}, got {kind}; read it with `np.frombuffer`")
     if not hasattr(array, "__array__"):
         try:
             array = memoryview(array)
@@ -258,7 +259,7 @@ def _read_list(name: str, nested: Any, part: str) -> jax.Array | np.ndarray:
 
 
 def _kinds(nested: Iterable[Any]) -> set[type]:
-    """The types of what is in lists of lists."""
+    """The types of the elements of nested lists."""
     kinds = set(map(type, nested))
     if kinds & _LISTS:
         kinds |= _kinds(list(itertools.chain.from_iterable(each for each in nested if type(each) in _LISTS)))
@@ -269,9 +270,9 @@ _LISTS = {list, tuple}
 
 
 def _check_not_sparse(name: str, array: Any, part: str) -> None:
-    """The array is not a sparse container, which numpy and JAX would read element by element.
+    """Check that this is not a sparse container, which numpy and JAX would read element by element.
 
-    Those of other libraries are told by their attributes.
+    Containers of other libraries are recognised by their attributes.
     """
     kind = type(array).__name__
     if hasattr(array, "sum_values"):
@@ -279,14 +280,14 @@ def _check_not_sparse(name: str, array: Any, part: str) -> None:
     elif hasattr(array, "a_val_grad"):
         parts = "`x.a_val_grad` or `x.b_val_grad`", "those of the operand"
     elif hasattr(array, "union") and callable(array):  # a plan
-        parts = "those it makes, `plan(*values)`", "`plan.indices`"
+        parts = "the result of `plan(*values)`", "`plan.indices`"
     elif hasattr(array, "row_starts"):
-        parts = "`x.data`, or add it by `jsg.sharded.add`", "`x.indices`, or plan by `jsg.sharded.plan_sparse_add`"
+        parts = "`x.data`, or add it with `jsg.sharded.add`", "`x.indices`, or use `jsg.sharded.plan_sparse_add`"
     elif kind in ("BCOO", "BCSR"):
         rows = "`x.indices`" if kind == "BCOO" else "`x.to_bcoo().indices`"
-        parts = "`x.data`, or add it by `jsg.add`", rows
+        parts = "`x.data`, or add it with `jsg.add`", rows
     elif hasattr(array, "nse") and hasattr(array, "todense"):  # JAX's own
-        parts = "`x.data`", "those of a BCOO, `BCOO.fromdense(x.todense()).indices`"
+        parts = "`x.data`", "`BCOO.fromdense(x.todense()).indices`"
     elif hasattr(array, "tocoo"):  # SciPy
         parts = "`x.tocoo().data`", "`np.stack(x.tocoo().coords, axis=1)`"
     elif hasattr(array, "coords") and hasattr(array, "todense"):  # the package `sparse`
@@ -302,16 +303,16 @@ def _check_not_sparse(name: str, array: Any, part: str) -> None:
 
 
 def _canonical(dtype: np.dtype) -> np.dtype:
-    """The dtype that JAX has for one of numpy."""
+    """The dtype that JAX uses for a numpy dtype."""
     native = dtype if dtype.isnative else dtype.newbyteorder("=")
     return np.dtype(jax.dtypes.canonicalize_dtype(native))
 
 
 def _check_fits(name: str, given: np.ndarray) -> None:
-    """No integer changes where JAX has no wider dtype for it."""
+    """Check that no integer changes its value where JAX has no wider dtype."""
     dtype = _canonical(given.dtype)
     if given.dtype == object and all(isinstance(number, int | np.integer) for number in given.flat):
-        dtype = _canonical(np.dtype(np.int64))  # Python's, some of which numpy has no dtype for
+        dtype = _canonical(np.dtype(np.int64))  # Python ints, some of which fit no numpy dtype
     elif given.dtype == dtype or not jnp.issubdtype(dtype, jnp.integer):
         return
     limits = jnp.iinfo(dtype)
@@ -323,7 +324,7 @@ def _check_fits(name: str, given: np.ndarray) -> None:
 
 
 def as_host_array(name: str, array: Any) -> np.ndarray:
-    """A concrete array as one of numpy, in the dtype that JAX has for it, with no integer changed on the way."""
+    """A concrete array in numpy, in the dtype that JAX uses for it. No integer changes its value."""
     host = np.asarray(array)
     _check_fits(name, host)
     return host.astype(_canonical(host.dtype), copy=False)
@@ -345,15 +346,15 @@ def _check_integer(name: str, dtype: np.dtype) -> None:
     if dtype == jax.dtypes.float0:
         raise TypeError(
             f"`{name}` must have an integer dtype, got float0, which stands for no gradient; "
-            "take the indices that the gradient is for"
+            "pass the indices themselves"
         )
     if jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits > 1:
         return
     hint = ""
     if dtype == np.bool_:
-        hint = "; a mask becomes indices by `np.argwhere(mask)`"
+        hint = "; convert a mask with `np.argwhere(mask)`"
     elif jnp.issubdtype(dtype, jnp.floating):
-        hint = f"; if these are the indices, not the values, cast them by `{name}.astype(int)`"
+        hint = f"; if these are indices, and not values, cast them with `{name}.astype(int)`"
     elif jnp.issubdtype(dtype, jnp.integer):
         hint = "; cast it to a wider one"
     raise TypeError(f"`{name}` must have an integer dtype, got {_name_of(dtype)}{hint}")
@@ -369,9 +370,9 @@ def as_indices(name: str, indices: Any) -> jax.Array:
     if array.ndim != 2:
         hint = ""
         if array.ndim == 1:
-            hint = f"; those of a vector become one by `{name}[:, None]`"
+            hint = f"; for a vector, pass `{name}[:, None]`"
         elif array.ndim > 2:
-            hint = "; a batch is added under `jax.vmap`, or by `jsg.add`"
+            hint = "; add a batch under `jax.vmap`, or with `jsg.add`"
         raise ValueError(f"`{name}` must be a matrix [nnz, ndims], got shape {array.shape}{hint}")
     return array
 
@@ -382,7 +383,7 @@ def as_common_indices(names: Sequence[str], indices: Sequence[Any]) -> tuple[jax
 
 
 def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: int = 1) -> tuple[jax.Array, ...]:
-    """Indices `[*batch, nnz, ndims]` of several tensors with equal `ndims`, brought to one dtype.
+    """Indices `[*batch, nnz, ndims]` of several tensors with equal `ndims`, in one dtype.
 
     `shards` is the number of devices that their rows are spread over.
     """
@@ -408,10 +409,10 @@ _TRANSPOSED = "; if these are [ndims, nnz], pass their transposes (`.T`)"
 
 
 def _common_dtype(names: Sequence[str], arrays: Sequence[jax.Array], kind: str) -> np.dtype:
-    """The dtype to which arrays promote as in `jnp`, by the promotion that is set."""
+    """The dtype to which arrays promote as in `jnp`, under the promotion rules that are set."""
     try:
         return np.dtype(jnp.result_type(*arrays))
-    except ValueError as error:  # strict promotion; or a dtype that is never promoted
+    except ValueError as error:  # strict promotion, or a dtype that is never promoted
         raise _no_common_dtype(names, arrays, kind) from error
 
 
@@ -421,7 +422,7 @@ def _no_common_dtype(names: Sequence[str], arrays: Sequence[jax.Array], kind: st
 
 
 def check_devices(names: Sequence[str], arrays: Sequence[jax.Array]) -> None:
-    """Concrete arrays that were put on devices are all on the same ones."""
+    """Check that all concrete arrays that were put on devices are on the same ones."""
     placed = [
         (name, array)
         for name, array in zip(names, arrays, strict=True)
@@ -433,7 +434,7 @@ def check_devices(names: Sequence[str], arrays: Sequence[jax.Array]) -> None:
             here, there = (sorted(map(str, each.sharding.device_set)) for each in (array, first))
             raise ValueError(
                 f"`{name}` must be on the devices of `{first_name}`; got {', '.join(here)} and {', '.join(there)}; "
-                "move one by `jax.device_put`"
+                "move one with `jax.device_put`"
             )
 
 
@@ -445,7 +446,7 @@ def as_mesh(mesh: Any) -> jax.sharding.Mesh:
 
 
 def as_axis(axis: Any, mesh: jax.sharding.Mesh) -> str | tuple[str, ...]:
-    """One or several axes of a mesh by name."""
+    """One or several axes of a mesh, by name."""
     names = (axis,) if isinstance(axis, str) else axis
     if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
         raise TypeError(f"`axis` must be the name of a mesh axis, or a tuple of names; got {axis!r}")
@@ -455,7 +456,7 @@ def as_axis(axis: Any, mesh: jax.sharding.Mesh) -> str | tuple[str, ...]:
 
 
 def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indices: jax.Array) -> None:
-    """The shape has one size for each column of the indices, whose dtype can hold the padding index (= the size)."""
+    """Check that a shape has one size for each column of indices, whose dtype has room for padding (= the size)."""
     if len(shape) != indices.shape[-1]:
         raise ValueError(
             f"`{name}` must have as many sizes as `{indices_name}` has columns; "
@@ -465,7 +466,7 @@ def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indic
 
 
 def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Indices of the dtype can name all places of a shape, and padding."""
+    """Check that indices of the dtype can express all positions in a shape, and padding."""
     largest = int(jnp.iinfo(_canonical(dtype)).max)
     if any(size > largest for size in shape):
         remedy = "cast the indices to a wider dtype" if largest < 2**31 - 1 else "set `jax_enable_x64` and use int64"
@@ -476,7 +477,7 @@ def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def as_numeric(name: str, values: Any) -> jax.Array:
-    """An array of numbers, of a dtype that has all that a sum needs."""
+    """A numeric array, of a dtype that has what a sum needs."""
     return as_array(name, values, _check_numeric)
 
 
@@ -492,13 +493,13 @@ def _check_numeric(name: str, dtype: np.dtype) -> None:
 
 @functools.cache
 def _lacks(dtype: np.dtype) -> str | None:
-    """What a numeric dtype would need to be added in, if it lacks anything."""
+    """What a numeric dtype lacks for sums, if anything."""
     if jnp.issubdtype(dtype, jnp.integer):
         return "of at least 2 bits" if jnp.iinfo(dtype).bits < 2 else None
     if np.zeros((), dtype) != 0:
-        return "that has a zero, which absent entries are"
+        return "that has a zero, the value of absent entries"
     if not np.isnan(np.asarray(np.nan, dtype)):
-        return "that has a NaN, which marks a sum that has overflowed"
+        return "that has a NaN, which marks an overflowed sum"
     return None
 
 
@@ -535,7 +536,7 @@ def promote_values(values: Sequence[jax.Array], names: Sequence[str] = ("values"
 
 
 def cast(array: jax.Array, dtype: Any) -> jax.Array:
-    """The array in another dtype, concrete inside `jit` too if it was; without a call where nothing changes."""
+    """The array in another dtype. If it was concrete, it stays so inside `jit`. No call where nothing changes."""
     if array.dtype == dtype:
         return array
     with evaluate_if_concrete(array):
@@ -543,7 +544,7 @@ def cast(array: jax.Array, dtype: Any) -> jax.Array:
 
 
 def as_thresh(thresh: Any) -> jax.Array:
-    """A real scalar threshold, exact for every number that a supported dtype can reach; above all others, infinity."""
+    """A real scalar threshold: exact for every number that a supported dtype can reach, infinite above all of these."""
     thresh = unwrap(thresh)
     if isinstance(thresh, jax.core.Tracer):
         _check_thresh(thresh)
@@ -557,7 +558,7 @@ def as_thresh(thresh: Any) -> jax.Array:
             raise ValueError("`thresh` must not be NaN")
         if isinstance(thresh, jax.Array) and host.dtype == _canonical(host.dtype):
             return thresh
-        # float32 has not all of the whole numbers that integers of 32 bits have.
+        # float32 lacks some of the whole numbers that 32-bit integers have.
         whole = jnp.issubdtype(host.dtype, jnp.integer) or (2**24 < float(host) < 2**32 and float(host).is_integer())
         exact = int(host) if whole else host
     with evaluate_if_concrete(thresh):
@@ -588,7 +589,7 @@ def _check_thresh(thresh: Any) -> None:
 
 
 def _nearest(number: Any) -> np.ndarray:
-    """A real number in a dtype that JAX has: exactly if there is one, else as the nearest float."""
+    """A real number in a dtype that JAX has: exact if one can express it, else as the nearest float."""
     if isinstance(number, int):
         dtype = np.min_scalar_type(number)
         if dtype.kind in "iu" and dtype == _canonical(dtype):

@@ -90,7 +90,7 @@ def add_and_check(mesh):
     with pytest.raises(ValueError, match="`y` must be partitioned as `x`"):
         sharded.add(x, load_all(mesh)[1])
     with pytest.raises(
-        ValueError, match="a `RowSharded` must lie in one process to be pickled, but this one holds a part"
+        ValueError, match="a `RowSharded` must lie in one process to be pickled, but this process holds only a part"
     ):
         pickle.dumps(x)
     with pytest.raises(ValueError, match=r"`capacity` must be at least .* in shard 0; got 50"):

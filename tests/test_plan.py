@@ -243,10 +243,10 @@ def test_misused_plans_of_matrices_say_what_to_do(rng):
     for call, message in [
         (lambda: jsg.plan_sparse_add(x, y.indices), "`operands[1]` must be a BCOO or a BCSR, as other operands are"),
         (lambda: jsg.plan_sparse_add([x, y]), "call `plan_sparse_add(*operands)`"),
-        (lambda: jsg.plan_sparse_add(x.indices), "`shape` must be given where the operands are arrays of indices"),
+        (lambda: jsg.plan_sparse_add(x.indices), "`shape` must be given if the operands are arrays of indices"),
         (lambda: jsg.plan_sparse_add(x, y)(x, y), "pass its values, `x.data`"),
         (lambda: jsg.plan_sparse_add(x, y)([x.data, y.data]), "unpack the list, `plan(*values)`"),
-        (lambda: jsg.plan_sparse_add(x, shape=(3, 3)), "`shape` must be that of the matrices, (6, 7)"),
+        (lambda: jsg.plan_sparse_add(x, shape=(3, 3)), "`shape` must be the shape of the matrices, (6, 7)"),
         (lambda: jsg.plan_sparse_add(BCOO.fromdense(jnp.ones((2, 3)), n_batch=1)), "must have no batch dimensions"),
     ]:
         with pytest.raises((TypeError, ValueError), match=re.escape(message)):

@@ -374,12 +374,12 @@ class TestFaults:
                 lambda x, y: (x, y.matrix),
                 TypeError,
                 r"`y` must be a `RowSharded` or an array, got BCOO; "
-                r"`partition\(y, x.mesh, x.axis, row_starts=x.row_starts\)` makes one",
+                r"`partition\(y, x.mesh, x.axis, row_starts=x.row_starts\)` spreads its rows",
             ),
             (
                 lambda x, y: (x.matrix, y.matrix),
                 TypeError,
-                "got BCOO; `partition` spreads its rows, or `jax_sparse_grad.add` adds on one device",
+                "got BCOO; `partition` spreads its rows, and `jax_sparse_grad.add` adds on one device",
             ),
             (lambda x, y: (x, None), TypeError, "`y` must be a `RowSharded` or an array, got NoneType"),
             (lambda x, y: (host(x.data), host(x.data)), TypeError, "one of the operands must be a `RowSharded`"),
@@ -388,7 +388,7 @@ class TestFaults:
                 lambda x, y: (x, spread([y.matrix], "beside another axis")[0]),
                 ValueError,
                 r"`y` must be spread over the mesh and axis of `x`; got axis 'rows' of .*; "
-                r"`partition\(y.matrix, x.mesh, x.axis\)` spreads it anew",
+                r"`partition\(y.matrix, x.mesh, x.axis\)` spreads it again",
             ),
             (
                 lambda x, y: (x, jax.tree.map(lambda leaf: leaf[None], y)),
@@ -404,14 +404,14 @@ class TestFaults:
                 add(*operands)
 
     def test_what_jax_cannot_trace_is_named_too(self, pair):
-        remedy = r"`partition\(x, y.mesh, y.axis, row_starts=y.row_starts\)` makes one"
+        remedy = r"`partition\(x, y.mesh, y.axis, row_starts=y.row_starts\)` spreads its rows"
         with pytest.raises(TypeError, match=f"`x` must be a `RowSharded` or an array, got csr_array; {remedy}"):
             sharded.add(scipy.sparse.eye_array(3, format="csr"), pair[1])
         with pytest.raises(TypeError, match=r"`operands\[1\]` must be .*, got float; a number has no shape"):
             sharded.add_n([pair[0], 1.0])
 
     def test_capacity_of_a_dense_sum(self, pair):
-        with pytest.raises(ValueError, match="`capacity` must not be given where an operand is dense"):
+        with pytest.raises(ValueError, match="`capacity` must not be given if an operand is dense"):
             sharded.add(pair[0], np.ones(SHAPE), capacity=3)
 
 

@@ -85,8 +85,8 @@ def test_empty_operands():
     [
         ([], 2, ValueError, r"`operands` must hold at least one operand"),
         ([np.eye(3)], 2, TypeError, r"`operands\[0\]` must be a BCOO, a BCSR or a SciPy matrix, got ndarray"),
-        (scipy.sparse.eye_array(3), None, ValueError, r"`shards` must be a positive int where no operand is a"),
-        (scipy.sparse.eye_array(3), 0, ValueError, r"`shards` must be a positive int where no operand is a"),
+        (scipy.sparse.eye_array(3), None, ValueError, r"`shards` must be a positive int if no operand is a"),
+        (scipy.sparse.eye_array(3), 0, ValueError, r"`shards` must be a positive int if no operand is a"),
         (scipy.sparse.eye_array(3), 2.5, TypeError, r"`shards` must be an int or None, got 2.5"),
         (
             [scipy.sparse.eye_array(3), scipy.sparse.eye_array(4)],

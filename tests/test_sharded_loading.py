@@ -119,12 +119,12 @@ class TestPartition:
             (
                 {"operand": np.eye(3)},
                 TypeError,
-                "`operand` must be a BCOO, a BCSR or a SciPy matrix, got ndarray; `BCOO.fromdense` makes one",
+                "`operand` must be a BCOO, a BCSR or a SciPy matrix, got ndarray; `BCOO.fromdense` converts",
             ),
             (
                 {"operand": CSR.fromdense(np.eye(3))},
                 TypeError,
-                r"`operand` must be a BCOO, .*, got CSR; `BCOO.fromdense\(... .todense\(\)\)` makes one",
+                r"`operand` must be a BCOO, .*, got CSR; `BCOO.fromdense\(x.todense\(\)\)` converts it",
             ),
         ],
     )
@@ -143,7 +143,7 @@ class TestPartition:
         with pytest.raises(TypeError, match="`operand` must be concrete, got a traced array"):
             jax.jit(lambda data: sharded.partition(as_bcoo(matrix.indices, data, SHAPE), mesh, "rows"))(matrix.data)
         batched = as_bcoo(matrix.indices[None], matrix.data[None], (1, *SHAPE))
-        with pytest.raises(ValueError, match="`operand` must have n_batch 0, and rows; got n_batch 1"):
+        with pytest.raises(ValueError, match="`operand` must have n_batch 0 and rows; got n_batch 1"):
             sharded.partition(batched, mesh, "rows")
         large = scipy.sparse.coo_array((np.ones(1), ([2**31], [0])), shape=(2**31 + 1, 1))
         with pytest.raises(ValueError, match=r"`operand.shape` must not exceed 2147483647.*set `jax_enable_x64`"):
@@ -215,7 +215,7 @@ class TestFromShards:
             (
                 lambda start, stop: scipy.sparse.coo_array((stop - start, 30), dtype=np.float32 if start else np.int32),
                 ValueError,
-                "`load` must give all shards in the same dtypes .*; shard 1 differs from shard 0",
+                "`load` must return all shards in the same dtypes .*; shard 1 differs from shard 0",
             ),
             (
                 scipy.sparse.eye_array(3),

@@ -125,13 +125,13 @@ def test_faults_are_named(operands, values):
         sharded.plan_sparse_add()
     with pytest.raises(TypeError, match=r"`operands\[1\]` must be a `RowSharded`, got BCOO; `partition` makes one"):
         sharded.plan_sparse_add(operands[0], operands[1].matrix)
-    with pytest.raises(TypeError, match=r"`operands\[0\]` must be a `RowSharded`, got list; .* passed one by one"):
+    with pytest.raises(TypeError, match=r"`operands\[0\]` must be a `RowSharded`, got list; .* several one by one"):
         sharded.plan_sparse_add(operands)
     with pytest.raises(ValueError, match="`values` must be given for each of the 3 operands of the plan, got 2"):
         plan(*values[:2])
     with pytest.raises(ValueError, match=r"`values\[2\]` must have one row for each row of `operands\[2\].indices`"):
         plan(*values[:2], values[0])
-    with pytest.raises(ValueError, match=r"3 operands of the plan, got 1; unpack the list, by `plan\(\*values\)`"):
+    with pytest.raises(ValueError, match=r"3 operands of the plan, got 1; unpack the list, `plan\(\*values\)`"):
         plan(values)
     with pytest.raises(ValueError, match="`data` must have one row for each row of `indices`"):
         plan.with_data(jnp.ones(3))
@@ -146,7 +146,7 @@ def test_operands_are_not_values(operands, values):
     ):
         with pytest.raises(TypeError, match="must be an array, got RowSharded; pass its `data`"):
             call(operands[0])
-        with pytest.raises(TypeError, match="must be an array, got BCOO; `partition` it and pass the `data` of that"):
+        with pytest.raises(TypeError, match="must be an array, got BCOO; `partition` it, and pass the `data` of"):
             call(operands[0].matrix)  # at once: as an array, JAX would walk through its elements
 
 

@@ -51,7 +51,7 @@ def test_what_one_cannot_load_raises_in_all():
     results = run(2, "fail to load")
     assert all(code == 0 for code, _ in results), results
     assert (
-        "ValueError: `load` must give the rows of all shards, but failed for shard 4 in another process"
+        "ValueError: `load` must return the rows of all shards, but failed for shard 4 in another process"
         in results[0][1]
     )
     assert "OSError: the disk is gone" in results[1][1]

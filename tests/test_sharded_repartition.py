@@ -123,7 +123,7 @@ def test_faults_are_named(x, balanced):
     for move in (sharded.repartition, jax.jit(sharded.repartition)):
         with pytest.raises(TypeError, match="`row_starts` must be integers, got RowSharded; pass its `row_starts`"):
             move(x, x)
-    with pytest.raises(TypeError, match="`row_starts` must be given where `x` is traced"):
+    with pytest.raises(TypeError, match="`row_starts` must be given if `x` is traced"):
         jax.jit(sharded.repartition)(x)
     with pytest.raises(ValueError, match="`row_starts` must ascend from 0 to 40"):
         sharded.repartition(x, balanced[::-1])

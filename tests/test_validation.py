@@ -33,25 +33,24 @@ ADD_FAULTS = [
     (
         {"a_indices": [[0.0, 1.0], [2.0, 3.0]]},
         TypeError,
-        "`a_indices` must have an integer dtype, got float32; if these are the indices, not the values, cast them by "
+        "`a_indices` must have an integer dtype, got float32; if these are indices, and not values, cast them with "
         "`a_indices.astype(int)`",
     ),
     (
         {"b_indices": [True, False]},
         TypeError,
-        "`b_indices` must have an integer dtype, got bool; a mask becomes indices by `np.argwhere(mask)`",
+        "`b_indices` must have an integer dtype, got bool; convert a mask with `np.argwhere(mask)`",
     ),
     (
         {"a_indices": [0, 1]},
         ValueError,
-        "`a_indices` must be a matrix [nnz, ndims], got shape (2,); those of a vector become one by "
-        "`a_indices[:, None]`",
+        "`a_indices` must be a matrix [nnz, ndims], got shape (2,); for a vector, pass `a_indices[:, None]`",
     ),
     ({"a_indices": []}, TypeError, "got an empty list; pass `np.zeros((0, ndims), np.int32)`"),
     (
         {"a_indices": np.zeros((1, 2, 2), int)},
         ValueError,
-        "got shape (1, 2, 2); a batch is added under `jax.vmap`, or by `jsg.add`",
+        "got shape (1, 2, 2); add a batch under `jax.vmap`, or with `jsg.add`",
     ),
     (
         {"a_indices": np.zeros((2, 5), int), "a_values": np.ones(5), "b_indices": np.zeros((2, 4), int)},
@@ -69,22 +68,26 @@ ADD_FAULTS = [
     ({"a_values": {1.0, 2.0}}, TypeError, "`a_values` must be an array, got set"),
     ({"a_values": [[1.0], [2.0, 3.0]]}, TypeError, "`a_values` must be an array, got a list of unequal lengths"),
     ({"a_values": [1.0, None]}, TypeError, "`a_values[...]` must be an array, got None"),
-    ({"a_values": b"ab"}, TypeError, "`a_values` must be an array, got bytes; `np.frombuffer` reads it"),
+    ({"a_values": b"ab"}, TypeError, "`a_values` must be an array, got bytes; read it with `np.frombuffer`"),
     ({"a_values": np.array([1, "a"], object)}, TypeError, "`a_values` must have a numeric dtype, got object"),
     ({"a_indices": np.array([["a"]])}, TypeError, "`a_indices` must have an integer dtype, got <U1"),
     ({"a_values": np.ones(2, np.longdouble)}, TypeError, "`a_values` must have a dtype that JAX has, got float128"),
     ({"a_values": np.zeros(2, jax.dtypes.float0)}, TypeError, "got float0, which stands for no gradient"),
-    ({"a_values": np.ma.array([1.0, 2.0], mask=[0, 1])}, TypeError, "without a mask, got MaskedArray; fill what is"),
+    (
+        {"a_values": np.ma.array([1.0, 2.0], mask=[0, 1])},
+        TypeError,
+        "without a mask, got MaskedArray; fill masked",
+    ),
     ({"a_shape": (3,), "b_shape": (3,)}, ValueError, "`a_shape` must have as many sizes as `a_indices` has columns"),
     ({"b_shape": (3, 3)}, ValueError, "`b_shape` must equal `a_shape`; got (3, 3) and (3, 4)"),
     ({"a_shape": (3, -4), "b_shape": (3, -4)}, ValueError, "`a_shape` must not have negative sizes, got (3, -4)"),
     (
         {"a_shape": (3.0, np.float32(4))},
         TypeError,
-        "`a_shape` must be a sequence of ints, got (3.0, np.float32(4.0)); convert it by `tuple(map(int, a_shape))`",
+        "`a_shape` must be a sequence of ints, got (3.0, np.float32(4.0)); convert it with `tuple(map(int, a_shape))`",
     ),
-    ({"a_shape": 3}, TypeError, "`a_shape` must be a sequence of ints, got 3; one dimension is written (3,)"),
-    ({"a_shape": np.array(3)}, TypeError, "got the scalar 3; one dimension is written (3,)"),
+    ({"a_shape": 3}, TypeError, "`a_shape` must be a sequence of ints, got 3; write one dimension as (3,)"),
+    ({"a_shape": np.array(3)}, TypeError, "got the scalar 3; write one dimension as (3,)"),
     ({"a_shape": None}, TypeError, "`a_shape` must be a sequence of ints, got None"),
     ({"a_shape": {3, 4}}, TypeError, "`a_shape` must be a sequence of ints, got {3, 4}"),
     ({"a_values": [1.0]}, ValueError, "`a_values` must have one row for each row of `a_indices`; got 1 and 2"),
@@ -105,7 +108,7 @@ ADD_FAULTS = [
         "`b_values` must have the same dense dimensions as `a_values`; got (2,) and ()",
     ),
     ({"nse": -1}, ValueError, "`nse` must not be negative, nor exceed 2147483647; got -1"),
-    ({"nse": 2.0}, TypeError, "`nse` must be an int or None, got 2.0; convert it by `int(nse)`"),
+    ({"nse": 2.0}, TypeError, "`nse` must be an int or None, got 2.0; convert it with `int(nse)`"),
     ({"nse": (2,)}, TypeError, "`nse` must be an int or None, got (2,)"),
     ({"nse": True}, TypeError, "`nse` must be an int or None, got True"),
     ({"assume_canonical": 1}, TypeError, "`assume_canonical` must be a Python bool, got 1"),
@@ -306,11 +309,11 @@ def test_sizes_that_are_symbolic_say_that_they_must_be_static():
 
 MATRIX = np.array([[0, 1], [2, 0]], np.float32)
 CONTAINERS = {
-    "BCOO": (lambda: sparse.BCOO.fromdense(MATRIX), "`x.data`, or add it by `jsg.add`", "`x.indices`"),
-    "BCSR": (lambda: sparse.BCSR.fromdense(MATRIX), "`x.data`, or add it by `jsg.add`", "`x.to_bcoo().indices`"),
-    "COO": (lambda: sparse.COO.fromdense(MATRIX), "`x.data`", "those of a BCOO, `BCOO.fromdense(x.todense()).indices`"),
-    "CSR": (lambda: sparse.CSR.fromdense(MATRIX), "`x.data`", "those of a BCOO"),
-    "CSC": (lambda: sparse.CSC.fromdense(MATRIX), "`x.data`", "those of a BCOO"),
+    "BCOO": (lambda: sparse.BCOO.fromdense(MATRIX), "`x.data`, or add it with `jsg.add`", "`x.indices`"),
+    "BCSR": (lambda: sparse.BCSR.fromdense(MATRIX), "`x.data`, or add it with `jsg.add`", "`x.to_bcoo().indices`"),
+    "COO": (lambda: sparse.COO.fromdense(MATRIX), "`x.data`", "`BCOO.fromdense(x.todense()).indices`"),
+    "CSR": (lambda: sparse.CSR.fromdense(MATRIX), "`x.data`", "`BCOO.fromdense(x.todense()).indices`"),
+    "CSC": (lambda: sparse.CSC.fromdense(MATRIX), "`x.data`", "`BCOO.fromdense(x.todense()).indices`"),
     "SparseAddOutput": (lambda: jsg.sparse_add(**A), "`x.sum_values`", "`x.sum_indices`"),
     "SparseAddGradOutput": (
         lambda: jsg.sparse_add_grad(**G),
@@ -319,12 +322,12 @@ CONTAINERS = {
     ),
     "SparseAddPlan": (
         lambda: jsg.plan_sparse_add([[0, 1]], shape=SHAPE),
-        "those it makes, `plan(*values)`",
+        "the result of `plan(*values)`",
         "`plan.indices`",
     ),
     "RowSharded": (
         lambda: jsg.sharded.partition(sparse.BCOO.fromdense(MATRIX), jax.make_mesh((1,), ("rows",)), "rows"),
-        "`x.data`, or add it by `jsg.sharded.add`",
+        "`x.data`, or add it with `jsg.sharded.add`",
         "`x.indices`",
     ),
     # Of other libraries, which need not be installed: what tells them.

@@ -44,29 +44,29 @@ def add(
     capacity: SupportsIndex | None = None,
     assume_canonical: bool = False,
 ) -> RowSharded | jax.Array:
-    """Add two row-sharded sparse matrices or tensors, or one of them and a dense one, differentiably in both.
+    """Add two row-sharded sparse matrices or tensors, or one of them and a dense one. Differentiable in both.
 
     Args:
-      x: a `RowSharded` with values `[shards * capacity_x, *dense]`, or an array or list.
-      y: the same, of the shape of `x`, at least one of the two a `RowSharded`. Two of these are spread over the same
-        axis of the same mesh with equal `row_starts`; capacities may differ. Dtypes promote as in `jnp`.
-      capacity: the number of entries that the sum stores in each shard, static. By default what the fullest shard needs
-        if all indices are concrete, otherwise the sum of the operands' capacities, which can never overflow.
-      assume_canonical: promise that each shard is sorted, unique, padded only at its end and holds only rows of its
-        range, and skip the checks.
+      x: a `RowSharded` with values `[shards * capacity_x, *dense]`, or an array or nested list.
+      y: the same, with the shape of `x`. At least one of the two must be a `RowSharded`. Two of these must be spread
+        over the same axis of the same mesh with equal `row_starts`; capacities may differ. Dtypes promote as in `jnp`.
+      capacity: the number of elements that the sum stores in each shard, static. By default what the fullest shard
+        needs if all indices are concrete, otherwise the sum of the operands' capacities, which is always enough.
+      assume_canonical: a promise that each shard is sorted and unique, is padded only at its end, and holds only rows
+        of its range. Skips the checks.
 
     Returns:
-      A `RowSharded` partitioned as the operands, each shard sorted, unique, padding last. With a dense operand, a dense
-      array, replicated.
+      A `RowSharded` partitioned as the operands are, each shard sorted and unique, padding last. With a dense operand,
+      a dense array, replicated.
 
     Raises:
       TypeError: no operand is a `RowSharded`; one is neither that nor an array; a static argument is traced.
-      ValueError: shapes, meshes or axes differ. Where they are concrete: `row_starts` differ, indices lie outside the
-        shape or the range of their shard, or a shard of the sum does not fit `capacity` (the error names it); in a
-        program of several processes, all of them raise. Under `jit` the latter are reported by `checkify`; without it,
-        indices outside the shape count as padding, and a shard that overflows or holds rows of others is poisoned (all
-        are, if `row_starts` differ): NaN in all its values, the minimum of a signed, the maximum of an unsigned integer
-        dtype.
+      ValueError: shapes, meshes or axes differ. If they are concrete: `row_starts` differ; indices lie outside the
+        shape or the range of their shard; a shard of the sum has more entries than `capacity` (the error says which
+        shard). In a program of several processes, all of them raise. Under `jit` only `checkify` reports the latter.
+        Without it, indices outside the shape count as padding, and a shard that overflows or holds rows of others is
+        poisoned (all shards are, if `row_starts` differ): all its values are NaN, the minimum of a signed, or the
+        maximum of an unsigned integer dtype.
 
     Example:
       >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -83,8 +83,8 @@ def add(
       >>> float(gradient.sum()), gradient.sharding.spec
       (32.0, P('rows',))
 
-    Under every JAX transformation, forward mode too. No device waits for another: neither the sum nor its gradient
-    communicates, but for a dense operand, whose replicated sum takes one all-reduce.
+    Works under all of JAX's transformations, forward mode included. No device waits for another: neither the sum nor
+    its gradient communicates. The exception is a dense operand, whose replicated sum takes one all-reduce.
 
     Mirrors `jax_sparse_grad.add`.
     """
@@ -111,8 +111,8 @@ def add_n(
     """Add any number of row-sharded sparse matrices or tensors, and dense ones, in one pass over all patterns.
 
     Args:
-      operands: a list or tuple of `RowSharded` and arrays, as for `add`; at least one of the former. A single one is
-        brought to canonical form.
+      operands: a list, tuple or other iterable of `RowSharded` and arrays, as for `add`; at least one of them a
+        `RowSharded`. A single one is brought to canonical form.
       capacity: as for `add`.
       assume_canonical: as for `add`.
 
@@ -120,7 +120,7 @@ def add_n(
       A `RowSharded`; with a dense operand, a dense array, replicated.
 
     Raises:
-      TypeError: as for `add`; `operands` is not a list or tuple.
+      TypeError: as for `add`; `operands` is not iterable, or is itself an operand.
       ValueError: as for `add`; `operands` is empty.
 
     Example:
@@ -145,7 +145,7 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assum
     sparse = {name: x for name, x in named.items() if isinstance(x, RowSharded)}
     arrays = {name: _as_dense(name, x, sparse) for name, x in named.items() if name not in sparse}
     if not sparse:
-        raise TypeError("one of the operands must be a `RowSharded`, got arrays only; add those by `+`")
+        raise TypeError("one of the operands must be a `RowSharded`, got only arrays; add those with `+`")
     shape = _containers.common_shape(names, [(sparse | arrays)[name] for name in names])
     dense = tuple(arrays.values())
     layout, starts, indices = common_pattern(sparse, alike=not dense, canonical=canonical)
@@ -154,7 +154,7 @@ def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assum
     values, dense = promoted[: len(data)], promoted[len(data) :]
     if dense:
         if size is not None:
-            raise ValueError(f"`capacity` must not be given where an operand is dense, for so is the sum; got {size}")
+            raise ValueError(f"`capacity` must not be given if an operand is dense: the sum is dense too; got {size}")
         return _add_to_dense(layout, sum(dense[1:], dense[0]), indices, values)
 
     promise = canonical or None
@@ -181,12 +181,12 @@ def _as_dense(name: str, operand: Any, sparse: dict[str, RowSharded]) -> jax.Arr
     if hasattr(operand, "todense"):
         other = next(iter(sparse), None)
         remedy = (
-            "; `partition` spreads its rows, or `jax_sparse_grad.add` adds on one device"
+            "; `partition` spreads its rows, and `jax_sparse_grad.add` adds on one device"
             if other is None
-            else f"; `partition({name}, {other}.mesh, {other}.axis, row_starts={other}.row_starts)` makes one"
+            else f"; `partition({name}, {other}.mesh, {other}.axis, row_starts={other}.row_starts)` spreads its rows"
         )
     elif isinstance(operand, numbers.Number):
-        remedy = "; a number has no shape: add it to `data` for the entries, or `jnp.full` makes an array of it"
+        remedy = "; a number has no shape: add it to `data` to change the entries, or pass an array made by `jnp.full`"
     raise TypeError(f"`{name}` must be a `RowSharded` or an array, got {type(operand).__name__}{remedy}")
 
 
@@ -222,7 +222,7 @@ def _sum_exactly(
     indices: tuple[jax.Array, ...],
     values: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same of concrete operands, with as much room as the fullest shard needs if none was asked for."""
+    """The same for concrete operands, with as much room as the fullest shard needs if no capacity was given."""
     bound = most_in_shard(layout, indices)
     rows, total, nnz = _sum(layout, bound if capacity is None else capacity, canonical, row_starts, indices, values)
     if capacity is not None:
@@ -233,7 +233,7 @@ def _sum_exactly(
 
 @partial(jax.jit, static_argnums=0)
 def _as_sharded(layout: Layout, tree: Any) -> Any:
-    """The same arrays, sharded also where they are constants under `jit`, which would leave them replicated."""
+    """The same arrays, sharded. Constants under `jit` would otherwise be replicated."""
     return on_shards(layout, lambda _, tree: tree, None, tree)
 
 
@@ -242,7 +242,7 @@ def _add_to_dense(
     layout: Layout, dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
 ) -> jax.Array:
     def add_shard(dense: jax.Array, operands: tuple[tuple[jax.Array, ...], ...]) -> jax.Array:
-        # Not into `dense` itself: what all devices hold must count once.
+        # Not added to `dense` itself, which all devices hold but which must count once.
         own = scatter_add(jnp.zeros_like(dense), *operands, layout.shape)
         return dense + lax.psum(own, layout.axis)
 

@@ -1,6 +1,6 @@
-"""Where to cut the rows, so that no device has more to merge than it must.
+"""Where to cut the rows so that no device has more to merge than necessary.
 
-On the host all is numpy, and nothing is as long as the rows are many.
+On the host, everything is numpy, and no array is as long as there are rows.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from jax_sparse_grad._types import Sparse, SupportsToCoo
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded, layout_of
 
-SAMPLE = 4096  # rows of each shard by which cuts of what is sharded already are found: to within 1 / 4096 of a shard
+SAMPLE = 4096  # rows taken from each shard of a `RowSharded` to find cuts, which are exact to 1 / 4096 of a shard
 
 
 def balanced_row_starts(
     operands: Sparse | SupportsToCoo | RowSharded | Sequence[Sparse | SupportsToCoo | RowSharded],
     shards: SupportsIndex | None = None,
 ) -> np.ndarray[Any, Any]:
-    """Choose where to cut the rows of operands that are to be added, so that the fullest shard is as empty as can be.
+    """Choose where to cut the rows of operands to be added, so that the fullest shard has as few entries as possible.
 
     Args:
-      operands: a BCOO, a BCSR, a SciPy matrix or a `RowSharded`, or a list or tuple of these, of one number of rows.
-        All entries together count, since the sum merges them all. Where no process sees all of them, a sample does: the
-        cuts of every hundredth entry are those of all, but for what was missed.
-      shards: the number of shards; that of a `RowSharded` by default.
+      operands: a BCOO, a BCSR, a SciPy matrix or a `RowSharded`, or a list or tuple of these with equal numbers of
+        rows. All their entries count together, because a sum merges all of them. If no process has all entries, use a
+        sample: the cuts of every hundredth entry are those of all, up to the sampling error.
+      shards: the number of shards. By default that of a `RowSharded` among the operands.
 
     Returns:
-      `[shards + 1]` int64 of numpy (uint64 where that holds more rows), ascending from 0 to the number of rows, for
-      `partition`, `from_shards` and `repartition`. No cut of whole rows has a smaller largest number of entries (of
-      `RowSharded` operands, none but by 1 / 4096 of a shard: these are sampled where they lie, and all processes get
-      the same answer). Time and memory grow with the entries, not with the rows.
+      `[shards + 1]` numpy int64 (uint64 if only that can hold the number of rows), ascending from 0 to the number of
+      rows, for `partition`, `from_shards` and `repartition`. No other cut between rows has a smaller largest number of
+      entries. (For `RowSharded` operands, within 1 / 4096 of a shard: these are sampled where they lie, and all
+      processes get the same result.) Time and memory grow with the number of entries, not of rows.
 
     Raises:
-      TypeError: an operand is neither sparse nor a `RowSharded`, or traced; `shards` is no int.
+      TypeError: an operand is neither sparse nor a `RowSharded`, or is traced; `shards` is not an int.
       ValueError: the numbers of rows differ; an index is negative; there is no operand; `shards` is not positive.
 
     Example:
@@ -77,12 +77,12 @@ def balanced_row_starts(
         if sizes[-1] != sizes[0]:
             raise ValueError(f"`{name}` must have as many rows as the first; got {sizes[-1]} and {sizes[0]}")
     if not count:
-        raise ValueError(f"`shards` must be a positive int where no operand is a `RowSharded`; got {shards}")
+        raise ValueError(f"`shards` must be a positive int if no operand is a `RowSharded`; got {shards}")
     return balance(np.concatenate(rows), np.concatenate(weights), sizes[0], count)
 
 
 def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
-    """`SAMPLE` rows of each shard, and for how many entries each of them stands, times `SAMPLE`."""
+    """`SAMPLE` rows of each shard, and the number of entries that each of them stands for, times `SAMPLE`."""
     rows, nnz = (np.asarray(each) for each in _sample(layout_of(x), x.indices))
     return rows.reshape(-1)[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
 
@@ -92,7 +92,7 @@ def _sample(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
     def sample(_: None, rows: jax.Array) -> Any:
         entries = _keys.is_entry(rows, layout.shape)
         nnz = jnp.sum(entries, dtype=jnp.int32)
-        # Those of entries come first, in their order, whatever padding lies between them.
+        # The rows of entries come first, sorted, even if padding lies between them.
         first = jnp.sort(jnp.where(entries, rows[:, 0], np.asarray(layout.shape[0], rows.dtype)))
         places = (jnp.arange(SAMPLE, dtype=np.float32) + 0.5) / SAMPLE
         return from_all_shards(layout, (at(first, (places * nnz.astype(np.float32)).astype(jnp.int32)), nnz))
@@ -101,10 +101,10 @@ def _sample(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> np.ndarray:
-    """The starts of `shards` ranges of rows, of which the heaviest is as light as can be; `[shards + 1]`.
+    """The starts of `shards` ranges of rows, the heaviest of which is as light as possible; `[shards + 1]`.
 
-    Rows may stand in any order and more than once; their weights are whole numbers. The least bound that greedily
-    filled ranges keep is found by halving: whether they do takes one binary search for each range.
+    Rows may be in any order, with repetitions; their weights are whole numbers. The smallest bound that greedily filled
+    ranges can keep is found by bisection: each trial takes one binary search per range.
     """
     distinct, place = np.unique(rows.astype(starts_dtype(n_rows), copy=False), return_inverse=True)
     through = np.zeros(len(distinct) + 1, np.int64)  # the weight of all distinct rows before each
@@ -129,12 +129,12 @@ def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> 
 
 
 def even_starts(n_rows: int, shards: int) -> np.ndarray:
-    """The starts of `shards` ranges of equally many rows, as far as that goes."""
+    """The starts of `shards` ranges with equally many rows, as far as possible."""
     return np.array([n_rows * k // shards for k in range(shards + 1)], starts_dtype(n_rows))
 
 
 def starts_dtype(n_rows: int) -> np.dtype:
-    """The dtype of starts on the host: it holds every row number, and the number of rows."""
+    """The dtype of starts on the host: it can hold every row number and the number of rows."""
     return np.dtype(np.int64 if n_rows <= np.iinfo(np.int64).max else np.uint64)
 
 

@@ -1,7 +1,7 @@
-"""What is asked of the operands of a sharded sum: an error at once if concrete, poison and `checkify` if not.
+"""Checks of the operands of a sharded sum: an immediate error if concrete, poison and `checkify` if not.
 
-No answer may cost communication that nobody asked for: what `checkify` would report is dead code without it, and what
-poisons a shard is known on its own device.
+No check may cost communication that nobody asked for. What `checkify` would report is dead code without it, and whether
+to poison a shard is known on its own device.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ T = TypeVar("T")
 def common_pattern(
     operands: dict[str, RowSharded], *, alike: bool, canonical: bool
 ) -> tuple[Layout, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """The layout of all operands, their `row_starts` and indices, in one dtype, if they are what the caller says.
+    """The layout of all operands, and their `row_starts` and indices in one dtype, on condition that they are valid.
 
-    That is: each shard holds rows of its own range; if `alike`, all operands have the same ranges; if `canonical`, each
-    shard is (of that, only `checkify` is told).
+    Each shard must hold only rows of its own range. If `alike`, all operands must have the same ranges. If `canonical`,
+    each shard must be canonical (which only `checkify` checks).
     """
     layout = common_layout(operands)
     names = [f"{name}.indices" for name in operands]
@@ -57,19 +57,19 @@ def common_pattern(
 
 
 def common_layout(operands: dict[str, Any]) -> Layout:
-    """The layout of operands that are spread over the same devices and have one shape."""
+    """The layout of operands that must be spread over the same devices and have one shape."""
     (first_name, first), *_ = operands.items()
     for name, x in operands.items():
         if (x.mesh, x.axis) != (first.mesh, first.axis):
             raise ValueError(
                 f"`{name}` must be spread over the mesh and axis of `{first_name}`; "
                 f"got axis {x.axis!r} of {x.mesh} and axis {first.axis!r} of {first.mesh}; "
-                f"`partition({name}.matrix, {first_name}.mesh, {first_name}.axis)` spreads it anew"
+                f"`partition({name}.matrix, {first_name}.mesh, {first_name}.axis)` spreads it again"
             )
         if x.indices.ndim != 2 or x.data.shape[:1] != x.indices.shape[:1] or x.indices.shape[0] % x.shards:
             raise ValueError(
                 f"`{name}` must have as many values as index rows, a multiple of its {x.shards} shards; got data "
-                f"{x.data.shape} and indices {x.indices.shape}; take apart first what `scan` or `vmap` stacked"
+                f"{x.data.shape} and indices {x.indices.shape}; take apart what `scan` or `vmap` has stacked"
             )
         if x.row_starts.shape != (x.shards + 1,):
             raise ValueError(f"`{name}.row_starts` must have shape {(x.shards + 1,)}; got {x.row_starts.shape}")
@@ -84,7 +84,7 @@ def _are_equal(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def guard_rows(layout: Layout, name: str, row_starts: jax.Array | None, rows: jax.Array) -> jax.Array:
-    """The same indices, on the condition that all lie in the shape and, if `row_starts` are given, in their shard."""
+    """The same indices, on condition that all lie in the shape and, if `row_starts` are given, in their shard."""
     ok, facts = _first_bad_row(layout, row_starts, rows)
     message = f"`{name}.indices` must lie in [0, {layout.shape}), or equal {layout.shape} in padding"
     if row_starts is not None:
@@ -96,7 +96,7 @@ def guard_rows(layout: Layout, name: str, row_starts: jax.Array | None, rows: ja
 def _first_bad_row(
     layout: Layout, row_starts: jax.Array | None, indices: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Whether there is none, and what is to be said of it."""
+    """Whether no row is bad, and what to say about the first bad one."""
 
     def first(row_starts: jax.Array | None, rows: jax.Array) -> Any:
         bad = _keys.is_bad(rows, layout.shape)
@@ -132,7 +132,7 @@ def _all_canonical(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def guard_capacity(tree: T, layout: Layout, nnz: jax.Array, capacity: int, bound: int) -> T:
-    """The same arrays, on the condition that `nnz` entries of each shard, at most `bound`, fit its capacity."""
+    """The same arrays, on condition that `nnz` entries of each shard, at most `bound`, fit its capacity."""
     if capacity >= bound:
         return tree
     most, shard = _fullest(layout, nnz)
@@ -165,7 +165,7 @@ def most_in_shard(layout: Layout, indices: tuple[jax.Array, ...]) -> int:
 
 
 def is_sound(layout: Layout, row_starts: tuple[jax.Array, ...], indices: tuple[jax.Array, ...]) -> jax.Array:
-    """Whether all operands are partitioned alike, and this shard holds rows of its range only."""
+    """Whether all operands are partitioned alike, and this shard holds only rows of its range."""
     low, high = own_range(layout, row_starts[0])
     sound = all_true(jnp.ones_like(indices[0], bool, shape=(1,)))  # varies over the mesh as the rest does
     for starts in row_starts[1:]:
@@ -182,7 +182,7 @@ def _is_elsewhere(rows: jax.Array, low: jax.Array, high: jax.Array, n_rows: int)
 
 
 def check_capacity(capacity: int, counts: np.ndarray) -> None:
-    """Each shard has room for its entries, whose numbers are known."""
+    """Check that each shard has room for its entries, whose numbers are known."""
     shard = int(np.argmax(counts))
     if counts[shard] > capacity:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""From the host to the devices: where to cut the rows, and shard after shard put in its place.
+"""From the host to the devices: where to cut the rows, and putting shard after shard in its place.
 
-On the host, all is numpy, and nothing is as long as the rows are many.
+On the host, everything is numpy, and no array is as long as there are rows.
 """
 
 from __future__ import annotations
@@ -43,23 +43,24 @@ def partition(
     """Spread the rows of a sparse matrix or tensor over an axis of a device mesh.
 
     Args:
-      operand: a BCOO (without batch dimensions), a BCSR or a SciPy matrix or array, concrete. Index rows beyond
-        the shape are padding, as everywhere in JAX, and left out. In a program of several processes, each gives the
-        same, and puts the shards of its own devices there (`from_shards` needs less).
+      operand: a BCOO (without batch dimensions), a BCSR or a SciPy matrix or array, concrete. Index rows beyond the
+        shape are padding, as everywhere in JAX, and are left out. In a program of several processes, each must give the
+        same operand, and puts the shards of its own devices there (`from_shards` needs less memory).
       mesh: a `jax.sharding.Mesh`.
       axis: the name of one of its axes, or a tuple of names.
-      row_starts: `[shards + 1]`, the first row of each shard and the number of rows. By default those that balance the
-        entries of this operand. Operands that are to be added need the same: `balanced_row_starts([x, y], shards)`.
-      capacity: the number of entries that each shard has room for, static; by default as many as the fullest needs.
-        Give it where the pattern will change, so that functions are not compiled anew.
+      row_starts: `[shards + 1]`, the first row of each shard, followed by the number of rows. By default chosen to
+        balance the entries of this operand. Operands that are to be added need the same: `balanced_row_starts([x, y],
+        shards)`.
+      capacity: the number of elements that each shard has room for, static. By default as many as the fullest shard
+        needs. Give it if the pattern will change, so that functions are not compiled again.
 
     Returns:
-      A `RowSharded`, its entries in lexicographic order, duplicates kept, padding last in each shard.
+      A `RowSharded` with its entries in lexicographic order, duplicates kept, padding last in each shard.
 
     Raises:
-      TypeError: an argument has the wrong type, or is traced.
-      ValueError: an index is negative; `row_starts` does not ascend from 0 to the number of rows; a shard has
-        more entries than `capacity` (the error names it); `axis` is not one of the mesh's.
+      TypeError: an argument has the wrong type or is traced.
+      ValueError: an index is negative; `row_starts` does not ascend from 0 to the number of rows; a shard has more
+        entries than `capacity` (the error says which shard); `axis` is not one of the mesh's.
 
     Example:
       >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -69,7 +70,7 @@ def partition(
       >>> bool(x.nnz.max() < 1.5 * x.nnz.mean()), int(x.row_starts[-1])
       (True, 40)
 
-    Mirrors `jax.device_put` with a `NamedSharding`, cut by rows instead of entries.
+    Mirrors `jax.device_put` with a `NamedSharding`, but cuts by rows instead of entries.
     """
     if isinstance(operand, RowSharded):
         raise TypeError("`operand` must be on one device or the host, got a `RowSharded`; `repartition` moves its rows")
@@ -104,24 +105,24 @@ def from_shards(
     """Make a row-sharded matrix or tensor shard by shard, so that no process ever holds more than its own rows.
 
     Args:
-      load: `load(start, stop)` gives the rows `start ... stop - 1` as a BCOO, a BCSR or a SciPy matrix of
-        `stop - start` rows, numbered from 0 (as the slice `matrix[start:stop]` is). Called once for each shard that has
-        a device in this process. All of them have the same dtypes.
+      load: `load(start, stop)` returns the rows `start ... stop - 1` as a BCOO, a BCSR or a SciPy matrix of `stop -
+        start` rows, numbered from 0 (like the slice `matrix[start:stop]`). It is called once for each shard that has a
+        device in this process. All results must have the same dtypes.
       shape: the dense shape of the whole, static.
       mesh: a `jax.sharding.Mesh`, of one process or of many (`jax.distributed`).
       axis: the name of one of its axes, or a tuple of names.
-      row_starts: `[shards + 1]`, as for `partition`, and the same in all processes; by default equally many rows for
-        each shard. `repartition` balances them afterwards.
-      capacity: the number of entries that each shard has room for. If it is given, only one shard at a time is kept in
-        host memory; by default all of this process's, until the fullest of all processes is known.
+      row_starts: `[shards + 1]`, as for `partition`, and the same in all processes. By default each shard has equally
+        many rows; `repartition` can balance them afterwards.
+      capacity: the number of elements that each shard has room for. If it is given, only one shard at a time is kept in
+        host memory. By default all shards of this process are, until the fullest shard of all processes is known.
 
     Returns:
-      A `RowSharded`, the entries of each shard in lexicographic order.
+      A `RowSharded`, with the entries of each shard in lexicographic order.
 
     Raises:
-      TypeError: an argument has the wrong type; `load` gives something that is no sparse matrix.
-      ValueError: what `load` gives has the wrong shape or dtype, or a negative index; a shard has more entries
-        than `capacity`. What goes wrong in one process, an exception in `load` included, raises in all of them.
+      TypeError: an argument has the wrong type; `load` does not return a sparse matrix.
+      ValueError: what `load` returns has the wrong shape or dtype, or a negative index; a shard has more entries than
+        `capacity`. An error in one process, also an exception in `load`, raises in all of them.
 
     Example:
       >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -158,23 +159,23 @@ def from_shards(
             piece = _load_piece(load, int(starts[shard]), int(starts[shard + 1]), whole)
             facts[shard] = len(piece.indices), piece.kind
             if placed is None:
-                pieces[shard] = piece._replace(values=piece.values.copy())  # `load` may fill one buffer again and again
+                pieces[shard] = piece._replace(values=piece.values.copy())  # `load` may reuse one buffer
             elif len(piece.indices) <= placed.capacity:
                 placed.put(shard, *piece)
     except Exception as error:
         failure = error
-    # What one process knows all must, or the others would wait for it.
+    # All processes must know what one knows, or they would wait for it.
     counts, kinds = _share(Layout(whole, mesh, axis), facts).T
     if failure is not None:
         raise failure
     if np.any(counts == _FAILED):
         raise ValueError(
-            f"`load` must give the rows of all shards, but failed for shard {np.argmin(counts)} in another process; "
+            f"`load` must return the rows of all shards, but failed for shard {np.argmin(counts)} in another process; "
             "see the error there"
         )
     if np.any(kinds != kinds[0]):
         raise ValueError(
-            "`load` must give all shards in the same dtypes and with the same dense dimensions; "
+            "`load` must return all shards in the same dtypes and with the same dense dimensions; "
             f"shard {np.argmax(kinds != kinds[0])} differs from shard 0"
         )
     if placed is None:
@@ -185,11 +186,11 @@ def from_shards(
     return placed.assemble(starts, counts, whole)
 
 
-_FAILED = -1  # in place of a number of entries
+_FAILED = -1  # instead of a number of entries
 
 
 class _Piece(NamedTuple):
-    """The entries of one shard, rows numbered as in the whole, and the sparse shape of that."""
+    """The entries of one shard, with rows numbered as in the whole, and the sparse shape of the whole."""
 
     indices: np.ndarray
     values: np.ndarray
@@ -197,7 +198,7 @@ class _Piece(NamedTuple):
 
     @property
     def kind(self) -> int:
-        """A number for what all shards must have in common."""
+        """A number that identifies what all shards must have in common."""
         described = f"{self.indices.dtype} {self.values.dtype} {self.values.shape[1:]}"
         return zlib.crc32(described.encode()) & np.iinfo(np.int32).max
 
@@ -211,17 +212,17 @@ def _load_piece(load: Callable[[int, int], Any], start: int, stop: int, whole: t
     dtype = _index_dtype(indices.dtype, sizes)
     _validation.check_sizes_fit("shape", sizes, dtype)
     indices, values = _in_order(indices.astype(dtype), values)
-    indices[:, 0] += np.asarray(start, dtype)  # a copy by `astype`, or of it
+    indices[:, 0] += np.asarray(start, dtype)  # writes to a copy: that of `astype`, or one of it
     return _Piece(indices, values, sizes)
 
 
 def _index_dtype(loaded: np.dtype, sizes: tuple[int, ...]) -> np.dtype:
-    """The dtype that the indices of one shard came in, if it holds those of the whole."""
+    """The dtype of the indices of one shard, if it can hold those of the whole."""
     return loaded if max(sizes) <= jnp.iinfo(loaded).max else _containers.index_dtype(sizes)
 
 
 def _local_shards(mesh: Mesh, axis: Axis) -> dict[int, list[jax.Device]]:
-    """The shards that devices of this process hold, and those devices: several, where other axes replicate."""
+    """The shards that devices of this process hold, and these devices: several if other axes replicate."""
     local: dict[int, list[jax.Device]] = {}
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     for device, index in sharding.addressable_devices_indices_map((count_shards(mesh, axis),)).items():
@@ -230,7 +231,7 @@ def _local_shards(mesh: Mesh, axis: Axis) -> dict[int, list[jax.Device]]:
 
 
 def _shard_of(index: tuple[slice, ...] | None) -> int:
-    """The shard that a slice of an array with one row for each shard stands for."""
+    """The shard that a slice of an array with one row per shard belongs to."""
     return 0 if index is None else index[0].start or 0
 
 
@@ -262,7 +263,7 @@ class _Placed:
 
 
 def _share(layout: Layout, facts: dict[int, tuple[int, ...]]) -> np.ndarray:
-    """The facts of all shards, of those in other processes as well."""
+    """The facts about all shards, also about those in other processes."""
     width = len(next(iter(facts.values())))
 
     def facts_of(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -281,7 +282,7 @@ def _replicate_facts(layout: Layout, facts: jax.Array) -> jax.Array:
 
 
 def _in_order(indices: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Entries in lexicographic order; equal ones as they stood."""
+    """Entries in lexicographic order; equal ones keep their order."""
     greater, equal = np.zeros(max(len(indices) - 1, 0), bool), np.ones(max(len(indices) - 1, 0), bool)
     for column in indices.T:
         greater |= equal & (column[:-1] > column[1:])
@@ -293,7 +294,7 @@ def _in_order(indices: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _pad(indices: np.ndarray, values: np.ndarray, capacity: int, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of the entries with padding behind them, `capacity` in all."""
+    """Copies of the entries followed by padding, `capacity` in all."""
     padded = (
         np.empty((capacity, indices.shape[1]), indices.dtype),
         np.zeros((capacity, *values.shape[1:]), values.dtype),

@@ -45,9 +45,9 @@ def replicate(mesh: Mesh, array: np.ndarray) -> jax.Array:
 def from_host(
     mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], part: Callable[[tuple[slice, ...] | None], np.ndarray]
 ) -> jax.Array:
-    """The array of which each device holds `part(index)`, which is JAX's from then on.
+    """The array of which each device holds `part(index)`, which JAX then owns.
 
-    As `jax.make_array_from_callback`, which `jax.transfer_guard` takes for a transfer that nobody asked for.
+    Like `jax.make_array_from_callback`, which `jax.transfer_guard` takes for an unintended transfer.
     """
     sharding = NamedSharding(mesh, spec)
     devices = sharding.addressable_devices_indices_map(shape).items()
@@ -69,9 +69,9 @@ def on_shards(
     *,
     replicated_result: bool = False,
 ) -> Any:
-    """`function(replicated, sharded)` on every device: arrays of the latter, and of the result, are its own shard."""
+    """`function(replicated, sharded)` on every device, with sharded arguments and results limited to its own shard."""
     own, same = PartitionSpec(layout.axis), PartitionSpec()
-    if AxisType.Explicit in layout.mesh.axis_types:  # where `shard_map` takes only what is divided already
+    if AxisType.Explicit in layout.mesh.axis_types:  # `shard_map` then accepts only what is divided already
         sharded = jax.tree.map(lambda leaf: reshard(leaf, NamedSharding(layout.mesh, own)), sharded)
     out = same if replicated_result else own
     mapped = jax.shard_map(function, mesh=layout.mesh, in_specs=(same, own), out_specs=out)
@@ -79,10 +79,10 @@ def on_shards(
 
 
 def from_all_shards(layout: Layout, tree: T) -> T:
-    """The arrays of all shards, stacked: `[shards, ...]`, the same on all devices (`shard_map` knows that of sums)."""
+    """The arrays of all shards, stacked: `[shards, ...]`, the same on all devices (`shard_map` knows that sums are)."""
 
     def stack(array: jax.Array) -> jax.Array:
-        # Not all collectives know narrow integers.
+        # Not all collectives support narrow integers.
         wide = array.astype(jnp.int32) if array.dtype.itemsize < 4 else array
         slots = jnp.zeros((layout.shards, *wide.shape), wide.dtype)
         return lax.psum(slots.at[lax.axis_index(layout.axis)].set(wide), layout.axis)
@@ -91,7 +91,7 @@ def from_all_shards(layout: Layout, tree: T) -> T:
 
 
 def own_range(layout: Layout, row_starts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first row of this device's range, and the one behind its last."""
+    """The first row of this device's range, and the first row after it."""
     shard = lax.axis_index(layout.axis)
     return at(row_starts, shard), at(row_starts, shard + 1)
 

@@ -25,19 +25,19 @@ class RowSharded(Savable):
     """A sparse matrix or tensor whose rows (indices of its first dimension) are spread over an axis of a device mesh.
 
     Made by `partition`, `from_shards`, `repartition` and sums. A pytree, of which gradients and optimisers should see
-    `data` alone: `x.with_data(values)` puts other values on the same pattern. A pickle, and what
-    `jax.export` writes, names the devices of the mesh by their ids, which a process that reads it must have.
+    `data` alone: `x.with_data(values)` puts other values on the same pattern. A pickle, and what `jax.export` writes,
+    refer to the devices of the mesh by their ids, which must exist in the process that reads it.
 
     Attributes:
       data: `[shards * capacity, *dense]`, the values, sharded along their first axis.
-      indices: `[shards * capacity, ndims]`, any integer dtype, sharded alike. Shard d holds the entries of the rows
-        `row_starts[d] ... row_starts[d + 1] - 1`, in any order, and padding, whose every index equals the shape.
+      indices: `[shards * capacity, ndims]`, of any integer dtype, sharded in the same way. Shard d holds the entries of
+        the rows `row_starts[d] ... row_starts[d + 1] - 1` in any order, and padding, where all indices equal the shape.
       row_starts: `[shards + 1]`, ascending from 0 to the number of rows; replicated.
-      nnz: `[shards]` int32, sharded: the number of entries of each shard. If one of a sum exceeds `capacity`, the
+      nnz: `[shards]` int32, sharded: the number of entries in each shard. If that exceeds `capacity` in a sum, the
         shard has overflowed, and its values are poisoned.
-      shape: the dense shape, `ndims` sizes and those of the dense dimensions (static).
+      shape: the dense shape, `ndims` sizes followed by those of the dense dimensions (static).
       mesh: the device mesh (static).
-      axis: the axis of the mesh, or a tuple of axes; along all others, everything is replicated (static).
+      axis: the axis of the mesh, or a tuple of axes; everything is replicated along all others (static).
 
     Example:
       >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -60,9 +60,9 @@ class RowSharded(Savable):
 
     @property
     def matrix(self) -> BCOO:
-        """The same as a plain BCOO, without a copy: `todense`, `@` and the rest of JAX's operations work on it.
+        """The same matrix as a plain BCOO, without a copy: `todense`, `@` and JAX's other operations work on it.
 
-        They need a mesh whose axis has the type `Auto`; on `Explicit` axes JAX's own operations raise.
+        They need a mesh axis of type `Auto`; on `Explicit` axes JAX's own operations raise.
         """
         return _containers.as_bcoo(self.data, self.indices, self.shape)
 
@@ -73,7 +73,7 @@ class RowSharded(Savable):
 
     @property
     def capacity(self) -> int:
-        """The number of entries that each shard has room for (static)."""
+        """The number of elements that each shard has room for (static)."""
         return self.indices.shape[0] // self.shards
 
     @property
@@ -82,17 +82,17 @@ class RowSharded(Savable):
         return len(self.shape)
 
     def with_data(self, data: ArrayInput) -> RowSharded:
-        """The same pattern with other values `[shards * capacity, *dense]`, as a training loop makes them.
+        """The same pattern with other values `[shards * capacity, *dense]`, as in a training loop.
 
         Args:
-          data: numeric, of any dtype and with any dense dimensions; `shape` follows them.
+          data: numeric, of any dtype and with any dense dimensions; `shape` changes with them.
 
         Returns:
           A `RowSharded` that shares all other arrays with this one.
 
         Raises:
           TypeError: `data` is not numeric.
-          ValueError: `data` has not one row for each row of `indices`.
+          ValueError: `data` does not have one row for each row of `indices`.
 
         Example:
           >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -107,17 +107,17 @@ class RowSharded(Savable):
         return dataclasses.replace(self, data=values, shape=shape)
 
     def __repr__(self) -> str:
-        dtype = getattr(self.data, "dtype", None)  # no array while JAX handles the tree
+        dtype = getattr(self.data, "dtype", None)  # not an array while JAX handles the tree
         return f"RowSharded({dtype}{list(self.shape)}, shards={self.shards}, axis={self.axis!r})"
 
 
 def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
-    """Numeric values `[nnz, *dense]` of the entries of all shards, which are not those of a matrix on one device."""
+    """Numeric values `[nnz, *dense]` for the entries of all shards; those of a matrix on one device are refused."""
     if isinstance(values, RowSharded):
         raise TypeError(f"`{name}` must be an array, got RowSharded; pass its `data`")
     if hasattr(values, "todense"):
         raise TypeError(
-            f"`{name}` must be an array, got {type(values).__name__}; `partition` it and pass the `data` of that"
+            f"`{name}` must be an array, got {type(values).__name__}; `partition` it, and pass the `data` of the result"
         )
     return _validation.as_values(name, values, nnz, indices_name)
 

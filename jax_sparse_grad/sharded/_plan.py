@@ -29,17 +29,17 @@ from jax_sparse_grad.sharded._saving import Savable
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ShardedPlan(Savable):
-    """The symbolic phase of a sum of row-sharded operands, ready to add their values as often as wanted.
+    """The symbolic phase of a sum of row-sharded operands: adds their values as often as wanted.
 
-    Made by `plan_sparse_add`. A pytree of integer arrays and flags, all sharded over the axis but `row_starts`. Pickled
-    and exported as a `RowSharded` is.
+    Made by `plan_sparse_add`. A pytree of integer arrays and flags, all sharded over the axis except `row_starts`.
+    Pickled and exported as a `RowSharded` is.
 
     Attributes:
-      indices: `[shards * capacity, ndims]`; each shard lexicographically sorted, unique, padding last.
+      indices: `[shards * capacity, ndims]`; each shard lexicographically sorted and unique, padding last.
       row_starts: `[shards + 1]`, replicated.
       union: where the entries of the operands went, for each shard: all arrays are `[shards, ...]`.
-      sound: `[shards]` bool, whether the operands were partitioned alike and all rows in their shard; sums of a shard
-        where that is not so are poisoned.
+      sound: `[shards]` bool, whether the operands were partitioned alike and all rows lie in their shard. If not, sums
+        of the shard are poisoned.
       shape: the sparse shape, a tuple of ints (static).
       mesh: the device mesh (static).
       axis: the axis of the mesh, or a tuple of axes (static).
@@ -55,12 +55,12 @@ class ShardedPlan(Savable):
 
     @property
     def nnz(self) -> jax.Array:
-        """`[shards]` int32, the true number of entries of each; a shard with more than `capacity` is poisoned."""
+        """`[shards]` int32, the true number of entries of each shard; one with more than `capacity` is poisoned."""
         return self.union.nnz
 
     @property
     def capacity(self) -> int:
-        """The number of entries that each shard of the sum has room for (static)."""
+        """The number of elements that each shard of the sum has room for (static)."""
         return self.indices.shape[0] // count_shards(self.mesh, self.axis)
 
     @property
@@ -72,13 +72,14 @@ class ShardedPlan(Savable):
         return f"ShardedPlan(shape={self.shape}, capacity={self.capacity}, axis={self.axis!r})"
 
     def __call__(self, *values: ArrayInput) -> jax.Array:
-        """Add the values of all operands; every device those of its own rows.
+        """Add the values of all operands: every device those of its own rows.
 
         Args:
-          *values: for operand k `[shards * capacity_k, *dense]`, any numeric dtypes; they promote as in `jnp`.
+          *values: for operand k `[shards * capacity_k, *dense]`, of any numeric dtype. Dtypes promote as in `jnp`.
 
         Returns:
-          `[shards * capacity, *dense]`, the values of the sum at `plan.indices`, sharded alike; 0 at padding.
+          `[shards * capacity, *dense]`, the values of the sum at `plan.indices`, sharded in the same way, with 0 at
+          padding.
 
         Raises:
           TypeError: values are not numeric.
@@ -93,7 +94,8 @@ class ShardedPlan(Savable):
           >>> float(plan(x.data, 2 * x.data).sum())
           48.0
 
-        Linear in the values, under every JAX transformation; neither it nor its derivative communicates.
+        Linear in the values. Works under all of JAX's transformations. Neither the call nor its derivative
+        communicates.
         """
         shards = count_shards(self.mesh, self.axis)
         if self.nnz.ndim != 1:
@@ -103,7 +105,7 @@ class ShardedPlan(Savable):
             listed = len(values) == 1 and isinstance(values[0], list | tuple)
             raise ValueError(
                 f"`values` must be given for each of the {len(sizes)} operands of the plan, got {len(values)}"
-                + ("; unpack the list, by `plan(*values)`" if listed else "")
+                + ("; unpack the list, `plan(*values)`" if listed else "")
             )
         names = [f"values[{k}]" for k in range(len(values))]
         arrays = [
@@ -113,7 +115,7 @@ class ShardedPlan(Savable):
         return add_planned(self, _validation.as_common_values(names, arrays))
 
     def with_data(self, data: ArrayInput) -> RowSharded:
-        """The sum whose values are `data` `[shards * capacity, *dense]`, which `plan(*values)` returns.
+        """The sum with the values `data` `[shards * capacity, *dense]`, which `plan(*values)` returns.
 
         Args:
           data: numeric, of any dtype and with any dense dimensions.
@@ -123,7 +125,7 @@ class ShardedPlan(Savable):
 
         Raises:
           TypeError: `data` is not numeric.
-          ValueError: `data` has not one row for each row of `plan.indices`.
+          ValueError: `data` does not have one row for each row of `plan.indices`.
 
         Example:
           >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -145,18 +147,18 @@ def plan_sparse_add(
     """Do the symbolic phase of adding row-sharded operands: every device unites the patterns of its own rows.
 
     Args:
-      *operands: `RowSharded`, at least one, spread over the same axis of one mesh with equal `row_starts`; their values
-        do not matter, nor do their dense dimensions.
-      capacity: the number of entries that the sum stores in each shard, static. By default what the fullest shard needs
-        if all indices are concrete, otherwise the sum of the operands' capacities, which can never overflow.
+      *operands: at least one `RowSharded`. All must be spread over the same axis of one mesh with equal `row_starts`.
+        Their values do not matter, nor do their dense dimensions.
+      capacity: the number of elements that the sum stores in each shard, static. By default what the fullest shard
+        needs if all indices are concrete, otherwise the sum of the operands' capacities, which is always enough.
       assume_canonical: as for `add`.
 
     Returns:
       A `ShardedPlan`; `plan(*values)` adds.
 
     Raises:
-      TypeError: an operand is no `RowSharded`, or a static argument is traced.
-      ValueError: there is no operand; for the rest as for `add`.
+      TypeError: an operand is not a `RowSharded`; a static argument is traced.
+      ValueError: there is no operand; otherwise as for `add`.
 
     Example:
       >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -178,7 +180,7 @@ def plan_sparse_add(
         if not isinstance(x, RowSharded):
             raise TypeError(
                 f"`operands[{k}]` must be a `RowSharded`, got {type(x).__name__}; "
-                "`partition` makes one of a matrix, and several are passed one by one, not in a list"
+                "`partition` makes one from a matrix; pass several one by one, not in a list"
             )
     size = _validation.as_capacity(capacity)
     canonical = _validation.as_flag("assume_canonical", assume_canonical)

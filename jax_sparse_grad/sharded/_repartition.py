@@ -1,12 +1,12 @@
-"""Entries move from shard to shard: one all-to-all, seen from one of the devices.
+"""Entries move from shard to shard: one all-to-all, as seen from one of the devices.
 
     entries       of this shard, in any order
-       | _depart      those that leave go to a block of slots for each shard, those that stay do not
+       | _depart      those that leave go into a block of slots for each shard, those that stay do not
     blocks  <-- all_to_all -->  blocks of all other shards
        | _arrive      what came, block after block, with what stayed in its place among the blocks
-    entries       of the new shard; in order if they were, since lower shards held lower rows
+    entries       of the new shard; sorted if they were, because lower shards held lower rows
 
-Every arrow is a `Placement`, so that values go either way by gathers: the backward pass is the same exchange, reversed.
+Every arrow is a `Placement`, so that values go both ways by gathers: the backward pass is the same exchange, reversed.
 """
 
 from __future__ import annotations
@@ -36,25 +36,26 @@ from jax_sparse_grad.sharded._operand import RowSharded
 def repartition(
     x: RowSharded, row_starts: RowStarts | None = None, *, capacity: SupportsIndex | None = None
 ) -> RowSharded:
-    """Move the rows of a sharded matrix or tensor to the shards in whose range they lie, by one all-to-all.
+    """Move the rows of a sharded matrix or tensor to the shards whose range they lie in, by one all-to-all.
 
-    For operands that are partitioned differently, for a pattern whose rows have left their shards, and for a load that
-    is no longer balanced.
+    For operands that are partitioned differently, for patterns whose rows have left their shards, and to balance shards
+    again.
 
     Args:
       x: a `RowSharded` whose entries may lie in any shard.
-      row_starts: `[shards + 1]` integers, the new ranges, or another operand's. By default those that balance the
-        entries of `x`, which must be concrete for that; `balanced_row_starts([x, y])` balances several together.
-      capacity: the number of entries that each shard has room for afterwards, static. By default what the fullest shard
-        needs if all indices are concrete, otherwise that of `x`.
+      row_starts: `[shards + 1]` integers, the new ranges, or the `row_starts` of another operand. By default they
+        balance the entries of `x`, which must then be concrete; `balanced_row_starts([x, y])` balances several operands
+        together.
+      capacity: the number of elements that each shard has room for afterwards, static. By default what the fullest
+        shard needs if all indices are concrete, otherwise that of `x`.
 
     Returns:
-      A `RowSharded` of all entries of `x`, duplicates kept, padding last. Each shard is in order if those of `x` were.
+      A `RowSharded` with all entries of `x`, duplicates kept, padding last. Each shard is sorted if those of `x` were.
 
     Raises:
-      TypeError: an argument has the wrong type; `row_starts` is not given where indices are traced.
+      TypeError: an argument has the wrong type; `row_starts` is not given although indices are traced.
       ValueError: `row_starts` does not ascend from 0 to the number of rows; a shard needs more than `capacity` (the
-        error names it); indices lie outside the shape. Under `jit` these are reported by `checkify`; without it,
+        error says which shard); indices lie outside the shape. Under `jit` only `checkify` reports these. Without it,
         indices outside the shape are left out, and a shard that overflows is poisoned.
 
     Example:
@@ -68,8 +69,9 @@ def repartition(
       >>> int(y.nnz.max()) <= int(x.nnz.max()), bool((x.matrix.todense() == y.matrix.todense()).all())
       (True, True)
 
-    Under every JAX transformation; the gradient with respect to `x.data` takes the same way back. Traced, a shard makes
-    room to send all it has to any single other one, `shards` times its capacity; concrete, only for the largest flow.
+    Works under all of JAX's transformations; the gradient with respect to `x.data` takes the same way back. If indices
+    are traced, a shard makes room to send everything it has to any single other shard, `shards` times its capacity. If
+    they are concrete, it makes room only for the largest flow.
 
     Mirrors no operation of JAX: `jax.device_put` moves slots, not rows.
     """
@@ -79,7 +81,7 @@ def repartition(
     layout = common_layout({"x": x})
     if row_starts is None:
         if not _validation.is_concrete(x.indices, x.row_starts, x.nnz):
-            raise TypeError("`row_starts` must be given where `x` is traced; find them outside of `jit`")
+            raise TypeError("`row_starts` must be given if `x` is traced; choose them outside of `jit`")
         row_starts = balanced_row_starts(dataclasses.replace(x, data=x.indices))
     indices = _validation.as_integers("x.indices", x.indices)
     data = _validation.as_numeric("x.data", x.data)
@@ -94,7 +96,7 @@ def repartition(
         flows = _validation.call_concretely(lambda: _checked_flows(layout, starts, indices))
         size = max(1, int(flows.sum(axis=0).max())) if size is None else size
         check_capacity(size, flows.sum(axis=0))
-        block = bucket(int((flows - np.diag(flows.diagonal())).max()))  # or every flow would be compiled for
+        block = bucket(int((flows - np.diag(flows.diagonal())).max()))  # rounded up, or each flow would be compiled for
     else:
         indices = guard_rows(layout, "x", None, indices)
         size = x.capacity if size is None else size
@@ -119,7 +121,7 @@ def _guard_starts(layout: Layout, starts: jax.Array) -> jax.Array:
 
 
 def _checked_flows(layout: Layout, row_starts: jax.Array, indices: jax.Array) -> np.ndarray:
-    """How many entries go from which shard (row) to which (column), on the condition that all lie in the shape."""
+    """How many entries go from which shard (row) to which (column), on condition that all lie in the shape."""
     guard_rows(layout, "x", None, indices)
     return np.asarray(_flows(layout, row_starts, indices))
 
@@ -151,8 +153,8 @@ class Route(NamedTuple):
     axis: the mesh axis, or axes, over which rows are spread.
     shards: their number.
     shape: the sparse shape.
-    capacity: the entries that a shard has room for afterwards.
-    block: the entries that a shard has room to send to any single other one.
+    capacity: the number of elements that a shard has room for afterwards.
+    block: the number of entries that a shard has room to send to any single other shard.
     """
 
     axis: str | tuple[str, ...]
@@ -163,7 +165,7 @@ class Route(NamedTuple):
 
 
 def destinations(row_starts: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """For each index row the shard whose range it lies in, `[n]` int32; the number of shards for padding."""
+    """For each index row the shard whose range it lies in, `[n]` int32; for padding the number of shards."""
     shards = row_starts.shape[0] - 1
     shard = jnp.searchsorted(row_starts[1:], indices[:, 0], side="right").astype(jnp.int32)
     return jnp.where(_keys.is_entry(indices, shape), shard, shards)
@@ -172,7 +174,7 @@ def destinations(row_starts: jax.Array, indices: jax.Array, shape: tuple[int, ..
 def exchange(
     route: Route, row_starts: jax.Array, indices: jax.Array, values: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The index rows and values that lie in this shard's range of rows, of all shards', and their true number."""
+    """The index rows and values, from all shards, that lie in this shard's range of rows, and their true number."""
     own = lax.axis_index(route.axis)
     departure = _depart(route, own, destinations(row_starts, indices, route.shape))
 
@@ -191,7 +193,7 @@ def exchange(
 class _Departure(NamedTuple):
     """Where entries go: `placement` puts those that leave into the slots of the blocks.
 
-    order: `[n]`, the entries sorted by shard; those that stay are `staying` ones from `first_staying` on.
+    order: `[n]`, the entries sorted by shard. Those that stay are `staying` entries from `first_staying` on.
     leaving: the number of entries that leave.
     """
 

@@ -1,4 +1,4 @@
-"""What leaves the process: a mesh as a description of its devices, arrays as those of the host."""
+"""What leaves the process: a mesh as a description of its devices, arrays as numpy arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax_sparse_grad.sharded._mesh import from_host
 
 
 def describe_mesh(mesh: Mesh) -> dict[str, Any]:
-    """What `mesh_of` makes a mesh of again, in another process too; lists, ints and strings."""
+    """Lists, ints and strings from which `mesh_of` makes the mesh again, in another process too."""
     ids = np.array([device.id for device in mesh.devices.flat]).reshape(mesh.devices.shape)
     return {
         "device_ids": ids.tolist(),
@@ -24,7 +24,7 @@ def describe_mesh(mesh: Mesh) -> dict[str, Any]:
 
 
 def mesh_of(description: dict[str, Any]) -> Mesh:
-    """The mesh of the devices of this program that have the same ids."""
+    """The mesh of those devices of this program that have the same ids."""
     ids = np.array(description["device_ids"], int)
     names = description["axis_names"]
     devices = {device.id: device for device in jax.devices()}
@@ -32,9 +32,9 @@ def mesh_of(description: dict[str, Any]) -> Mesh:
     if missing:
         axes = dict(zip(names, ids.shape, strict=True))
         raise ValueError(
-            f"a mesh of {ids.size} devices (axes {axes}) needs devices of the same ids; {missing} are missing from the "
-            f"{len(devices)} of this program, of platform {jax.default_backend()!r}; start it with as many (on CPUs by "
-            f"`XLA_FLAGS=--xla_force_host_platform_device_count={ids.max() + 1}`), or save from a smaller mesh"
+            f"a mesh of {ids.size} devices (axes {axes}) needs devices with the same ids; {missing} are missing from "
+            f"the {len(devices)} of this program (platform {jax.default_backend()!r}); start it with as many (on CPUs "
+            f"with `XLA_FLAGS=--xla_force_host_platform_device_count={ids.max() + 1}`), or save from a smaller mesh"
         )
     found = np.array([devices[device] for device in ids.flat], object).reshape(ids.shape)
     return Mesh(found, names, axis_types=tuple(AxisType[kind] for kind in description["axis_types"]))
@@ -42,26 +42,27 @@ def mesh_of(description: dict[str, Any]) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class _HostArray:
-    """An array on the host, and how it was spread over the mesh; `spec` is None if it was not."""
+    """An array on the host, and how it was spread over the mesh; `spec` is None if it was not spread."""
 
     values: np.ndarray
     spec: tuple[Any, ...] | None
 
     def on(self, mesh: Mesh) -> jax.Array:
-        """The array as it was before it came to the host."""
+        """The array as it was before it was copied to the host."""
         if self.spec is None:
             return jax.device_put(self.values.copy())
 
         def copied(index: Any) -> np.ndarray:
-            return np.array(self.values[index])  # pickle may have lent memory that is not ours
+            return np.array(self.values[index])  # pickle may own the memory
 
         return from_host(mesh, PartitionSpec(*self.spec), self.values.shape, copied)
 
 
 class Savable:
-    """A dataclass of arrays on a mesh, which cannot be pickled itself: the devices belong to the process.
+    """A dataclass of arrays on a mesh. The mesh itself cannot be pickled, because devices belong to the process.
 
-    In a pickle, arrays are on the host, and the mesh is described by the ids of its devices, which find it again.
+    In a pickle, arrays are on the host, and the mesh is described by the ids of its devices, by which it is found
+    again.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -82,12 +83,12 @@ class Savable:
 
 def _to_host(name: str, mesh: Mesh, leaf: Any) -> Any:
     if isinstance(leaf, jax.core.Tracer):
-        raise TypeError(f"a `{name}` must be concrete to be pickled, got a traced array; do so outside of `jit`")
+        raise TypeError(f"a `{name}` must be concrete to be pickled, got a traced array; pickle it outside of `jit`")
     if not isinstance(leaf, jax.Array):
         return leaf
     if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
         raise ValueError(
-            f"a `{name}` must lie in one process to be pickled, but this one holds a part of it only; save the "
+            f"a `{name}` must lie in one process to be pickled, but this process holds only a part of it; save the "
             "`addressable_shards` of its arrays in each process (as Orbax does), or gather them by "
             "`jax.experimental.multihost_utils.process_allgather(..., tiled=True)`"
         )
