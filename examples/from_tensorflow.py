@@ -1,23 +1,24 @@
-"""The same lines in TensorFlow and here, with their answers side by side: what agrees, and what TensorFlow gets wrong.
+"""The same lines in TensorFlow and in this package, side by side: where they agree, and where TensorFlow is wrong.
 
-Each task below is written once with TensorFlow and once with this library; a third function, in plain numpy with dense
-arrays, says what is right, and an answer counts as right only if it equals numpy's exactly. What TensorFlow 2.21
-showed:
+Takes @@TIME_TF@@ on two cores. Needs the extra `examples` (of that matplotlib and tqdm). TensorFlow is optional (extra
+`bench-tensorflow`): without it, its answers are those recorded in this file, and marked so; with it, they are compared
+with the recorded ones, and any difference is reported.
 
-- Sorted operands without duplicates: the same indices, values and gradients, bit for bit.
-- Unsorted operands, which its documentation asks one to sort first, are not noticed: the sum may hold a cell twice,
-  each time with a part of its value, and what is computed from the values, and its gradient, is wrong. The gradient op
-  itself leaves entries without their gradient.
-- Duplicated entries likewise; there `tf.sparse.reorder` does not help, as it keeps duplicates.
-- Where both operands hold an entry and their sum is NaN, the entry vanishes even at threshold 0, by which everything is
-  kept according to the documentation; the gradient is 0, and training goes on as if nothing had happened.
-- The second derivative through a sparse sum counts as zero, without an error.
-- bfloat16 and eight more dtypes of the op's signature have no kernel, values cannot be vectors, and
+Each task below is written once with TensorFlow and once with this package. A third function, in NumPy with dense
+arrays, computes the right answer, and an answer counts as right only if it equals NumPy's exactly. What TensorFlow 2.21
+does:
+
+- Sorted operands without duplicates: indices, values and gradients agree, bit for bit.
+- Unsorted operands: the documentation asks users to sort them first, but nothing checks that. The sum may hold a cell
+  twice, each time with a part of its value. What is computed from these values is wrong, and so is its gradient. The
+  gradient op itself leaves entries without their gradient.
+- Duplicated entries: the same. `tf.sparse.reorder` does not help, because it keeps duplicates.
+- NaN: where both operands hold an entry and the sum is NaN, the entry vanishes even at threshold 0, at which everything
+  is kept according to the documentation. Its gradient is 0, and training goes on as if nothing had happened.
+- The second derivative through a sparse sum is zero, without an error.
+- bfloat16 and eight more dtypes of the op's signature have no kernel, and values cannot be vectors.
   `tf.vectorized_map` falls back to a loop, and fails if a threshold leaves sums of different sizes.
 - The sum of a dense and a sparse tensor is right, whatever the order of the entries.
-
-Without TensorFlow, its answers are those recorded in this file, and marked so. With it, they are compared with the
-recorded ones, and a difference is reported.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from jax.experimental.sparse import BCOO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from tqdm import tqdm
 
 import jax_sparse_grad as jsg
 
@@ -49,7 +51,7 @@ Array = np.ndarray
 Shape = tuple[int, ...]
 
 COLUMN = 57  # the width of the left one of the two columns in print
-LONG = 100  # arrays of more numbers are told by their digest
+LONG = 100  # arrays with more numbers are shown by their digest
 
 # The inputs that are drawn as matrices, and what they are about.
 DRAWN = {
@@ -60,7 +62,7 @@ DRAWN = {
     "NaN": "A holds a NaN",
 }
 
-# What TensorFlow answered, by task and input. Indices and numbers as they came, long arrays by their SHA-256.
+# What TensorFlow answered, by task and input. Long arrays are recorded by their SHA-256.
 RECORDED_VERSION = "2.21.0"
 RECORDED: dict[str, Any] = {
     "sum: sorted": [[[0, 0], [0, 2], [1, 1], [2, 0]], [1.0, 10.0, 22.0, 3.0]],
@@ -90,8 +92,8 @@ class Task(NamedTuple):
     """The same thing done three times, by functions of the same arguments; `tensorflow` takes the module before them.
 
     name, title: for the report.
-    inputs: by name, the arguments.
-    show: how the answer is printed.
+    inputs: the arguments, by the name of the input.
+    show: prints the answer.
     """
 
     name: str
@@ -156,11 +158,12 @@ def main(*, tensorflow: bool | None = None, output: str | Path | None = None) ->
     """Do every task with every input, print and draw the answers.
 
     Args:
-      tensorflow: whether to run TensorFlow, or to read its recorded answers; by default, to run it if it is installed.
+      tensorflow: whether to run TensorFlow or read its recorded answers; by default, it is run if it is installed.
       output: the folder for the plot; by default `output` beside this file. Made if missing.
     """
     tf = import_tensorflow(tensorflow)
-    cases = [solve(tf, task, name) for task in TASKS for name in task.inputs]
+    pairs = [(task, name) for task in TASKS for name in task.inputs]
+    cases = [solve(tf, task, name) for task, name in tqdm(pairs, desc="cases", unit="case")]
     version = RECORDED_VERSION if tf is None else tf.__version__
     print_report(cases, version)
     differences = [] if tf is None else print_differences(cases)
@@ -228,7 +231,7 @@ def dense_sum(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: floa
 
 
 def tensorflow_gradient(tf: Any, a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: float) -> Any:
-    """The gradient of the sum of the squares of A + B in the values of A and B."""
+    """The gradient of the sum of the squares of A + B, with respect to the values of A and B."""
     x, y = tf.Variable(x), tf.Variable(y)
     with tf.GradientTape() as tape:
         first = tf.SparseTensor(a, x, shape)
@@ -255,7 +258,7 @@ def numpy_gradient(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh:
 
 
 def tensorflow_gradient_op(tf: Any, backprop: Array, a: Array, b: Array, total: Array) -> Any:
-    """The gradients of the values of A and B, from that of the values of their sum, whose indices are `total`."""
+    """The gradients of the values of A and B, from the gradient of the values of their sum at the indices `total`."""
     grads = tf.raw_ops.SparseAddGrad(
         backprop_val_grad=backprop,
         a_indices=a,
@@ -279,7 +282,7 @@ def numpy_gradient_op(backprop: Array, a: Array, b: Array, total: Array) -> Any:
 
 
 def tensorflow_second(tf: Any, a: Array, x: Array, b: Array, y: Array, shape: Shape) -> Any:
-    """The second derivative in x of the sum of the cubes of A + B, with the squares of x as weight decay."""
+    """The second derivative with respect to x of the sum of the cubes of A + B, with the squares of x as weight decay."""
     x = tf.Variable(x)
     with tf.GradientTape() as outer:
         with tf.GradientTape() as inner:
@@ -313,7 +316,7 @@ def numpy_second(a: Array, x: Array, b: Array, y: Array, shape: Shape) -> Any:
 
 
 def tensorflow_batch(tf: Any, a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: float) -> Any:
-    """The values of A + B for several x at once, of which each gives its own number of entries."""
+    """The values of A + B for several x at once, each of which gives its own number of entries."""
 
     def add(x):
         first = tf.SparseTensor(a, x, shape)
@@ -393,17 +396,17 @@ OPERANDS = {
 
 
 def number(value: Any) -> str:
-    """Numbers, or lists of them, as they print best."""
+    """Numbers, or lists of them, as text."""
     return f"[{', '.join(map(number, value))}]" if isinstance(value, Sequence) else f"{value:g}"
 
 
 def show_entries(answer: Any) -> str:
-    """The entries of a sparse matrix in print, as they are stored."""
+    """The entries of a sparse matrix as text, in the order in which they are stored."""
     return "  ".join(f"({row},{column}) {number(value)}" for (row, column), value in zip(*answer, strict=True))
 
 
 def show_gradients(answer: Any) -> str:
-    """Gradients in the values of both operands in print."""
+    """The gradients of both operands' values as text."""
     return "  ".join(f"{name} {number(gradient)}" for name, gradient in zip("AB", answer, strict=True))
 
 
@@ -420,7 +423,7 @@ TASKS = [
     ),
     Task(
         "SparseAddGrad",
-        "The gradient op by itself: `backprop` is the gradient in the values of the sum, `total` its indices",
+        "The gradient op alone: `backprop` is the gradient of the values of the sum, `total` holds its indices",
         tensorflow_gradient_op,
         our_gradient_op,
         numpy_gradient_op,
@@ -443,7 +446,7 @@ TASKS = [
     ),
     Task(
         "vmap",
-        "The values of A + B for two x at once, in the second of which the threshold drops an entry",
+        "The values of A + B for two x at once; in the second, the threshold drops an entry",
         tensorflow_batch,
         our_batch,
         numpy_batch,
@@ -463,24 +466,24 @@ TASKS = [
 
 
 def solve(tf: Any, task: Task, name: str) -> Case:
-    """Do a task with one of its inputs; without TensorFlow, take its answer from the record."""
+    """Do a task with one of its inputs; without TensorFlow, its answer is the recorded one."""
     arguments = task.inputs[name]
     case = Case(task, name, None, plain(task.ours(*arguments)), plain(task.numpy(*arguments)), tf is None)
     if tf is None:
         return case._replace(tensorflow=RECORDED[case.name])
     try:
         answer = plain(task.tensorflow(tf, *arguments))
-    except Exception as error:  # of many types, and their messages hold names of internal nodes
+    except Exception as error:  # many types, and the messages contain names of internal nodes
         answer = f"raises {type(error).__name__}"
     return case._replace(tensorflow=answer)
 
 
 def plain(answer: Any) -> Any:
-    """An array, or a tuple or list of arrays, as Python's numbers; if long, the digest of all their bits instead."""
+    """An array, or a tuple or list of arrays, as Python's numbers; if it is long, the digest of all its bits instead."""
     if not isinstance(answer, tuple | list):
         return plain([answer])[0]
     arrays = [np.asarray(array) for array in answer]
-    # The types that hold every value of the types in use: libraries may differ in that of the indices.
+    # The widest types: libraries may differ in that of the indices.
     arrays = [array.astype(np.int64 if array.dtype.kind in "iu" else np.float64) for array in arrays]
     if max(array.size for array in arrays) > LONG:
         return "SHA-256 " + hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:32]
@@ -488,12 +491,12 @@ def plain(answer: Any) -> Any:
 
 
 def print_report(cases: list[Case], version: str) -> None:
-    """Print every task with its answers, and count those that are right."""
+    """Print every task with its answers, and count the right ones."""
     recorded = cases[0].recorded
     tensorflow = f"TensorFlow {version}" + (", RECORDED" if recorded else "")
     if recorded:
-        print(f"TensorFlow is not run: all of its answers below were recorded, from version {version}.")
-    print("An answer is right if it equals, in every bit, what numpy computes with dense arrays.")
+        print(f"TensorFlow is not run: its answers below were recorded from version {version}.")
+    print("An answer is right if it equals what NumPy computes with dense arrays, bit for bit.")
     described: set[int] = set()
     for task in TASKS:
         print_task(task, [case for case in cases if case.task is task], tensorflow, described)
@@ -502,7 +505,7 @@ def print_report(cases: list[Case], version: str) -> None:
     failed = sum(is_error(case.tensorflow) for case in cases)
     wrong = len(cases) - right - failed
     print(f"\nOf {len(cases)} answers:")
-    print(f"  {tensorflow}: {right} right, {wrong} wrong without a word, {failed} not given")
+    print(f"  {tensorflow}: {right} right, {wrong} silently wrong, {failed} not given (error)")
     print(f"  jax_sparse_grad: {sum(case.ours_right for case in cases)} right")
 
 
@@ -532,13 +535,13 @@ def body(function: Callable[..., Any]) -> list[str]:
 
 
 def describe(case: Case) -> str:
-    """The arguments of a case, by the names that they have in its lines."""
+    """The arguments of a case, under the names that its lines give them."""
     names = inspect.signature(case.task.numpy).parameters
     return "  ".join(f"{name} {argument(each)}" for name, each in zip(names, case.arguments, strict=True))
 
 
 def argument(value: Any) -> str:
-    """An argument in print."""
+    """An argument as text."""
     if not isinstance(value, np.ndarray):
         return str(value)
     if value.size > LONG:
@@ -549,7 +552,7 @@ def argument(value: Any) -> str:
 
 
 def show(case: Case, answer: Any, right: bool) -> str:
-    """An answer in print, with the verdict."""
+    """An answer as text, with the verdict."""
     if is_error(answer):
         return answer
     text = answer if isinstance(answer, str) else case.task.show(answer)
@@ -557,17 +560,22 @@ def show(case: Case, answer: Any, right: bool) -> str:
 
 
 def is_error(answer: Any) -> bool:
-    """Whether an answer is that there was an error."""
+    """Whether an answer is an error."""
     return isinstance(answer, str) and answer.startswith("raises")
 
 
+def is_digest(answer: Any) -> bool:
+    """Whether an answer is long, and known by its digest alone."""
+    return isinstance(answer, str) and answer.startswith("SHA-256")
+
+
 def print_differences(cases: list[Case]) -> list[str]:
-    """Print where TensorFlow's answers are not those recorded, ready to be put in their place; returns the names."""
+    """Print TensorFlow's answers that are not as recorded, ready to replace the record; returns their names."""
     differing = [case for case in cases if repr(case.tensorflow) != repr(RECORDED.get(case.name))]
     if not differing:
-        print(f"All of TensorFlow's answers are those recorded from version {RECORDED_VERSION}")
+        print(f"TensorFlow's answers are all as recorded from version {RECORDED_VERSION}")
         return []
-    print(f"These of TensorFlow's answers are not those recorded from version {RECORDED_VERSION}:")
+    print(f"These answers of TensorFlow are not as recorded from version {RECORDED_VERSION}:")
     for case in differing:
         print(f"    {case.name!r}: {case.tensorflow!r},")
     return [case.name for case in differing]
@@ -582,9 +590,10 @@ Cells = dict[tuple[int, int], list[float]]
 
 
 def draw_plot(cases: list[Case], version: str) -> Figure:
-    """Draw operands, sums and gradients of some inputs as matrices; below them, the answers in the other cases."""
+    """Draw operands, sums and gradients of some inputs as matrices; below them, the answers to the other short cases."""
     by_name = {case.name: case for case in cases}
-    others = [case for case in cases if case.task.name not in ("sum", "gradient") or case.input not in DRAWN]
+    drawn = {f"{task}: {name}" for task in ("sum", "gradient") for name in DRAWN}
+    others = [case for case in cases if case.name not in drawn and not is_digest(case.truth)]
     lefts = column_places()
     top, bottom = -3.6, len(DRAWN) * ROW + 2.1 + len(others) * LINE
     width = lefts[-1] + MATRIX + 1.8
@@ -652,9 +661,7 @@ def draw_table(
 
 def brief(case: Case, answer: Any) -> str:
     """An answer in few words."""
-    if is_error(answer):
-        return answer
-    return f"{answer[:20]}…" if isinstance(answer, str) else case.task.show(answer)
+    return answer if is_error(answer) else case.task.show(answer)
 
 
 def draw_mark(axes: Axes, x: float, y: float, right: bool) -> None:
@@ -726,7 +733,9 @@ def draw_matrix(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="The same lines in TensorFlow and here, with their answers.")
+    parser = argparse.ArgumentParser(
+        description="The same lines in TensorFlow and in this package, with their answers."
+    )
     parser.add_argument("--recorded", action="store_true", help="do not run TensorFlow, even if it is installed")
     parser.add_argument("--output", type=Path, help="folder for the plot (default: output, beside this file)")
     arguments = parser.parse_args()
