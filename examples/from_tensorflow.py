@@ -130,12 +130,12 @@ class Case(NamedTuple):
 
     @property
     def tensorflow_right(self) -> bool:
-        """Whether TensorFlow's answer is numpy's."""
+        """Whether TensorFlow's answer is NumPy's."""
         return repr(self.tensorflow) == repr(self.truth)  # NaN is equal to NaN here
 
     @property
     def ours_right(self) -> bool:
-        """Whether our answer is numpy's."""
+        """Whether our answer is NumPy's."""
         return repr(self.ours) == repr(self.truth)
 
 
@@ -211,7 +211,7 @@ def our_sum(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: float)
 
 
 def numpy_sum(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: float) -> Any:
-    """The same in numpy."""
+    """The same in NumPy."""
     total, stored = dense_sum(a, x, b, y, shape, thresh)
     return np.argwhere(stored), total[stored]
 
@@ -231,7 +231,7 @@ def dense_sum(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: floa
 
 
 def tensorflow_gradient(tf: Any, a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: float) -> Any:
-    """The gradient of the sum of the squares of A + B, with respect to the values of A and B."""
+    """The gradient of the sum of the squares of A + B, by the values of A and B."""
     x, y = tf.Variable(x), tf.Variable(y)
     with tf.GradientTape() as tape:
         first = tf.SparseTensor(a, x, shape)
@@ -252,7 +252,7 @@ def our_gradient(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: f
 
 
 def numpy_gradient(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: float) -> Any:
-    """The same in numpy: twice the sum, at each entry."""
+    """The same in NumPy: twice the sum, at each entry."""
     total, _ = dense_sum(a, x, b, y, shape, thresh)
     return 2 * total[tuple(a.T)], 2 * total[tuple(b.T)]
 
@@ -275,14 +275,14 @@ def our_gradient_op(backprop: Array, a: Array, b: Array, total: Array) -> Any:
 
 
 def numpy_gradient_op(backprop: Array, a: Array, b: Array, total: Array) -> Any:
-    """The same in numpy."""
+    """The same in NumPy."""
     dense = np.zeros(total.max(axis=0) + 1, backprop.dtype)
     dense[tuple(total.T)] = backprop
     return dense[tuple(a.T)], dense[tuple(b.T)]
 
 
 def tensorflow_second(tf: Any, a: Array, x: Array, b: Array, y: Array, shape: Shape) -> Any:
-    """The second derivative with respect to x of the sum of the cubes of A + B, with the squares of x as weight decay."""
+    """The second derivative, by x, of the sum of the cubes of A + B, with the squares of x as weight decay."""
     x = tf.Variable(x)
     with tf.GradientTape() as outer:
         with tf.GradientTape() as inner:
@@ -310,7 +310,7 @@ def our_second(a: Array, x: Array, b: Array, y: Array, shape: Shape) -> Any:
 
 
 def numpy_second(a: Array, x: Array, b: Array, y: Array, shape: Shape) -> Any:
-    """The same in numpy."""
+    """The same in NumPy."""
     total, _ = dense_sum(a, x, b, y, shape)
     return 6 * total[tuple(a.T)] + 2
 
@@ -338,7 +338,7 @@ def our_batch(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: floa
 
 
 def numpy_batch(a: Array, x: Array, b: Array, y: Array, shape: Shape, thresh: float) -> Any:
-    """The same in numpy."""
+    """The same in NumPy."""
     rows = [numpy_sum(a, each, b, y, shape, thresh)[1] for each in x]
     return np.stack([np.pad(row, (0, len(a) + len(b) - len(row))) for row in rows])
 
@@ -354,7 +354,7 @@ def our_dense(dense: Array, b: Array, y: Array, shape: Shape) -> Any:
 
 
 def numpy_dense(dense: Array, b: Array, y: Array, shape: Shape) -> Any:
-    """The same in numpy."""
+    """The same in NumPy."""
     total = np.zeros(shape, dense.dtype)
     np.add.at(total, tuple(b.T), y)
     return total + dense
@@ -479,7 +479,7 @@ def solve(tf: Any, task: Task, name: str) -> Case:
 
 
 def plain(answer: Any) -> Any:
-    """An array, or a tuple or list of arrays, as Python's numbers; if it is long, the digest of all its bits instead."""
+    """An array, or a tuple or list of arrays, as Python's numbers; long ones as the digest of all their bits."""
     if not isinstance(answer, tuple | list):
         return plain([answer])[0]
     arrays = [np.asarray(array) for array in answer]
@@ -590,7 +590,7 @@ Cells = dict[tuple[int, int], list[float]]
 
 
 def draw_plot(cases: list[Case], version: str) -> Figure:
-    """Draw operands, sums and gradients of some inputs as matrices; below them, the answers to the other short cases."""
+    """Draw operands, sums and gradients of some inputs as matrices; below them, the other answers, unless long."""
     by_name = {case.name: case for case in cases}
     drawn = {f"{task}: {name}" for task in ("sum", "gradient") for name in DRAWN}
     others = [case for case in cases if case.name not in drawn and not is_digest(case.truth)]
@@ -602,7 +602,7 @@ def draw_plot(cases: list[Case], version: str) -> Figure:
     axes.set_axis_off()
 
     theirs = f"TensorFlow {version}" + ("\nRECORDED" if cases[0].recorded else "")
-    headings = ["A", "B", *["numpy, dense", theirs, "jax_sparse_grad"] * 2]
+    headings = ["A", "B", *["NumPy, dense", theirs, "jax_sparse_grad"] * 2]
     for left, heading in zip(lefts, headings, strict=True):
         axes.text(left + MATRIX / 2, -0.3, heading, ha="center", va="bottom", fontsize=8.5)
     for first, last, title in ((0, 1, "operands"), (2, 4, "A + B"), (5, 7, "gradient of Σ (A + B)², at A's entries")):
@@ -733,9 +733,7 @@ def draw_matrix(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="The same lines in TensorFlow and in this package, with their answers."
-    )
+    parser = argparse.ArgumentParser(description="The same lines in TensorFlow and in this package.")
     parser.add_argument("--recorded", action="store_true", help="do not run TensorFlow, even if it is installed")
     parser.add_argument("--output", type=Path, help="folder for the plot (default: output, beside this file)")
     arguments = parser.parse_args()
