@@ -1,16 +1,29 @@
 """Time sparse addition and its gradient: this package beside every other library that is installed.
 
-Each contender adds the same two sparse matrices (40,000 x 40,000, float32 values) held in its own native form, and,
-where it can, gives the gradients of the values. Formats are built before the clock starts, and so is everything
-compiled. Ours is the default call of `sparse_add` under `jit`, with `nse` the number of entries of the sum; TensorFlow
-is its two raw ops, run eagerly on the CPU. First every answer is compared with one computed by plain NumPy; a peer that
-disagrees is left out, and said to be. Then all are timed in turns: in each round every contender runs for about 20 ms,
-and the medians over the rounds count. The ratio beside a time is that of ours to it: below 1, ours is faster.
+Takes @@BENCH@@ on two cores and up to @@GB@@ GB of memory; `--quick` takes @@QUICK@@. Needs the extra `bench`: the
+picture, the progress bar and the light peers (SciPy, GraphBLAS, PyData's sparse). The heavy peers have extras of their
+own; with all of them, the environment takes 7.7 GB:
 
-The line "copy" is a plain copy, by NumPy, of the bytes of operands and result (int32 indices and values; with the
-backward pass also the incoming gradient and the two outgoing ones). Plans leave the indices alone: they may pass below.
+    pip install -e '.[bench,bench-tensorflow,bench-torch]'
 
-A table "what else" measures ours alone: wide keys, operands out of order, hybrid values, many operands, large sizes,
+Five of these are CUDA, which PyPI's torch for Linux brings along. A build for CPUs alone, installed first, avoids that:
+
+    pip install torch --index-url https://download.pytorch.org/whl/cpu
+
+No peer is required, nor are matplotlib and tqdm: what is not installed is left out.
+
+Each contender adds the same two sparse matrices (40,000 x 40,000, float32 values), held in its own native format, and,
+where it can, computes the gradients of the values. Formats are converted and programs compiled before the clock starts.
+Ours is the default call of `sparse_add` under `jit`, with `nse` the number of entries of the sum. TensorFlow is its two
+raw ops, run eagerly on the CPU. First, every answer is compared with one computed by plain NumPy; a peer that disagrees
+is left out and named. Then all are timed in turns: in each round every contender runs for about 20 ms. The time is the
+median over the rounds; in brackets stands our median divided by it: below 1, ours is faster.
+
+The line "copy" is a plain copy, by NumPy, of the bytes of the operands and the result (int32 indices and values; with
+the backward pass also the incoming gradient and the two outgoing ones). It is what the memory's speed allows. A plan
+that was made before moves no indices, so it may be faster than that.
+
+The table "what else" measures ours alone: wide keys, operands out of order, hybrid values, many operands, large sizes,
 eager calls and memory. On an NVIDIA GPU ours is also timed there, beside PyTorch and CuPy.
 """
 
@@ -23,9 +36,11 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +58,7 @@ except ModuleNotFoundError:
 
 SIDE = 40_000  # of the matrices
 TURN = 0.02  # seconds for which a contender runs in each round
-SLOW = 1.0  # seconds a call, from which on a contender gets few rounds
+SLOW = 1.0  # seconds; a contender whose call takes longer runs in few rounds
 FEW = 3
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7)
 PATTERN_SIZE = 10**6
@@ -59,7 +74,7 @@ SHARED = {HALF: 0.5, ALL: 1.0}  # the part of the entries that both operands hol
 
 
 class Answer(NamedTuple):
-    """What a contender computed: flat positions and values of the sum, and the gradients; None where it gives none."""
+    """What a contender computed: flat positions and values of the sum, and the gradients; None for what it lacks."""
 
     cells: np.ndarray | None
     values: np.ndarray | None
@@ -67,7 +82,7 @@ class Answer(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What is timed, and how its result is read for the check (None: nothing to check)."""
+    """What is timed, and how to read its result for the check (None: nothing to check)."""
 
     run: Callable[[], Any]
     read: Callable[[Any], Answer] | None = None
@@ -77,18 +92,21 @@ Add = Callable[..., tuple[jax.Array, jax.Array]]  # indices and values of A and 
 
 
 class Contender(NamedTuple):
-    """A library: `prepare` brings a problem into its form and gives a call for each operation that it has.
+    """A library.
 
-    `limit`: it takes no part in problems with more entries an operand than this.
+    prepare: converts a problem to its format, and returns a call for each operation that it has.
+    needs: the module that must be installed for it.
+    limit: it takes no part in problems with more entries per operand.
     """
 
     name: str
     prepare: Callable[[Problem], dict[str, Call]]
+    needs: str | None = None
     limit: float = np.inf
 
 
 class Timing(NamedTuple):
-    """A median time; `ratio` is that of ours to it."""
+    """A median time; `ratio` is our median time divided by it."""
 
     device: str
     problem: str
@@ -133,7 +151,7 @@ class Problem:
 
 
 def draw(pattern: str, a_nnz: int, b_nnz: int | None = None, *, side: int = SIDE, name: str = "") -> Problem:
-    """Draw a problem; which entries both operands hold, `pattern` says."""
+    """Draw a problem; `pattern` says which entries both operands hold."""
     rng = np.random.default_rng(0)
     b_nnz = a_nnz if b_nnz is None else b_nnz
     shared = round(SHARED.get(pattern, 0) * min(a_nnz, b_nnz))
@@ -147,7 +165,7 @@ def draw(pattern: str, a_nnz: int, b_nnz: int | None = None, *, side: int = SIDE
         a_cells, b_cells = in_order[gap : gap + a_nnz], np.delete(in_order, np.s_[gap : gap + a_nnz])
     else:
         a_cells, b_cells = np.sort(cells[:a_nnz]), np.sort(cells[a_nnz - shared :])
-    # All positive: SciPy leaves out entries that cancel.
+    # All positive, because SciPy drops entries that cancel.
     a_values, b_values, backprop = (rng.random(n, np.float32) + np.float32(0.5) for n in (a_nnz, b_nnz, size))
     a_indices, b_indices = unflatten(a_cells, side), unflatten(b_cells, side)
     name = name or f"{a_nnz:,}"
@@ -249,9 +267,9 @@ def prepare_gradient(problem: Problem, **options: Any) -> dict[str, Call]:
 
 @cache
 def tensorflow() -> Any:
-    """The module, silent and kept off GPUs."""
+    """The module, without its messages and without GPUs."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # has no part in these ops, but announces itself
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused by these ops, but it announces itself
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
@@ -289,7 +307,7 @@ def prepare_tensorflow(problem: Problem) -> dict[str, Call]:
 def torch_calls(
     problem: Problem, device: str, make: Callable[..., Any], add: Callable[..., Any], cells: Callable[[Any], Any]
 ) -> dict[str, Call]:
-    """Both passes in PyTorch: `make(k, values)` gives operand k, `add` their sum and `cells` its flat positions."""
+    """Both passes in PyTorch: `make(k, values)` gives operand k, `add` the sum and `cells` its flat positions."""
     import torch
 
     leaves = [torch.tensor(values, device=device) for values in (problem.a_values, problem.b_values)]
@@ -372,7 +390,7 @@ def read_coo(total: Any, side: int) -> Answer:
 
 
 def prepare_scipy(problem: Problem, form: str) -> dict[str, Call]:
-    """SciPy, operands and sum in `form`, known to be canonical."""
+    """SciPy, operands and sum in `form`, marked as canonical."""
     import scipy.sparse
 
     def make(indices: np.ndarray, values: np.ndarray) -> Any:
@@ -385,7 +403,7 @@ def prepare_scipy(problem: Problem, form: str) -> dict[str, Call]:
 
 
 def prepare_pydata(problem: Problem) -> dict[str, Call]:
-    """The package `sparse` of PyData, COO."""
+    """PyData's package `sparse`, COO."""
     import sparse
 
     def make(indices: np.ndarray, values: np.ndarray) -> Any:
@@ -397,7 +415,7 @@ def prepare_pydata(problem: Problem) -> dict[str, Call]:
 
 
 def prepare_graphblas(problem: Problem) -> dict[str, Call]:
-    """SuiteSparse:GraphBLAS, an element-wise union that is waited for."""
+    """SuiteSparse:GraphBLAS: an element-wise union, and waiting for it."""
     import graphblas
 
     def make(indices: np.ndarray, values: np.ndarray) -> Any:
@@ -419,7 +437,7 @@ def prepare_graphblas(problem: Problem) -> dict[str, Call]:
 
 
 def prepare_bcoo(problem: Problem) -> dict[str, Call]:
-    """What JAX has: the sum of two BCOO concatenates, `sum_duplicates` cleans up."""
+    """What JAX has: the sum of two BCOOs concatenates them, and `sum_duplicates` sorts and merges."""
 
     def forward(a_indices: Any, a_values: Any, b_indices: Any, b_values: Any) -> tuple[jax.Array, jax.Array]:
         form = {"shape": problem.shape, "indices_sorted": True, "unique_indices": True}
@@ -431,7 +449,7 @@ def prepare_bcoo(problem: Problem) -> dict[str, Call]:
 
 
 def copy_of(arrays: Iterable[np.ndarray]) -> Callable[[], None]:
-    """A call that copies the arrays into buffers made before."""
+    """A call that copies the arrays into existing buffers."""
     pairs = [(np.empty_like(array), array) for array in arrays]
 
     def copy() -> None:
@@ -447,7 +465,7 @@ def copy_on_device(arrays: Iterable[np.ndarray]) -> Callable[[], Any]:
 
 
 def prepare_copy(problem: Problem, copy: Callable[..., Callable[[], Any]] = copy_of) -> dict[str, Call]:
-    """Nothing but moving the bytes of operands and results."""
+    """A copy of the operands and results."""
     _, values, gradients = problem.answer
     forward = [*problem.operands, unflatten(problem.cells, problem.side), values]
     return {FORWARD: Call(copy(forward)), BACKWARD: Call(copy([*forward, problem.backprop, *gradients]))}
@@ -476,20 +494,20 @@ CONTENDERS = [
     Contender(OURS, prepare_ours),
     Contender("ours, assume_canonical=True", lambda p: jax_calls(p, forward_of(p, assume_canonical=True))),
     Contender("ours, shape= given", lambda p: prepare_gradient(p, shape=p.shape)),
-    Contender("TensorFlow", prepare_tensorflow),
-    Contender("PyTorch COO", prepare_torch_coo),
-    Contender("PyTorch CSR", prepare_torch_csr),
-    Contender("SciPy CSR", partial(prepare_scipy, form="csr")),
-    Contender("SciPy COO", partial(prepare_scipy, form="coo")),
-    Contender("GraphBLAS", prepare_graphblas),
-    Contender("PyData sparse COO", prepare_pydata, limit=10**6),
+    Contender("TensorFlow", prepare_tensorflow, "tensorflow"),
+    Contender("PyTorch COO", prepare_torch_coo, "torch"),
+    Contender("PyTorch CSR", prepare_torch_csr, "torch"),
+    Contender("SciPy CSR", partial(prepare_scipy, form="csr"), "scipy"),
+    Contender("SciPy COO", partial(prepare_scipy, form="coo"), "scipy"),
+    Contender("GraphBLAS", prepare_graphblas, "graphblas"),
+    Contender("PyData sparse COO", prepare_pydata, "sparse", limit=10**6),
     Contender("JAX BCOO", prepare_bcoo, limit=10**6),
     Contender(COPY, prepare_copy),
 ]
 GPU_CONTENDERS = [
     Contender(OURS, prepare_ours),
-    Contender("PyTorch COO", partial(prepare_torch_coo, device="cuda")),
-    Contender("CuPy CSR", prepare_cupy),
+    Contender("PyTorch COO", partial(prepare_torch_coo, device="cuda"), "torch"),
+    Contender("CuPy CSR", prepare_cupy, "cupy"),
     Contender(COPY, partial(prepare_copy, copy=copy_on_device)),
 ]
 
@@ -497,8 +515,11 @@ GPU_CONTENDERS = [
 # ---------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
-    """The median seconds of each call, all of which ran before, in interleaved rounds."""
+Tick = Callable[[], Any]  # called after each step of something that takes long
+
+
+def measure(calls: dict[Any, Callable[[], Any]], rounds: int, tick: Tick) -> dict[Any, float]:
+    """The median seconds of each call, all of which ran before, in interleaved rounds; `tick` after each round."""
     plans = {}
     for key, call in calls.items():
         seconds = timed(call)
@@ -511,11 +532,12 @@ def measure(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float
                 if repeats > 1:
                     call()  # after another's turn: caches and threads
                 samples[key].append(timed(call, repeats))
+        tick()
     return {key: float(np.median(values)) for key, values in samples.items()}
 
 
 def timed(call: Callable[[], Any], repeats: int = 1) -> float:
-    """Seconds a call."""
+    """Seconds per call."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -538,9 +560,12 @@ def difference(found: Answer, right: Answer) -> str | None:
 
 
 def checked_calls(
-    problem: Problem, contenders: list[Contender], left_out: dict[str, str]
+    problem: Problem, contenders: list[Contender], left_out: dict[str, str], tick: Tick
 ) -> dict[tuple[str, str], Callable[[], Any]]:
-    """The calls that give the right answer, by operation and contender; why others do not is put into `left_out`."""
+    """The calls that give the right answer, by operation and contender; the others go into `left_out`, with the reason.
+
+    `tick` after each contender.
+    """
     right = problem.answer
     calls = {}
 
@@ -550,11 +575,10 @@ def checked_calls(
         try:
             return action()
         except Exception as error:
-            if name.startswith(OURS):  # the rest would be worth nothing
+            if name.startswith(OURS):  # without ours, the rest is worthless
                 raise
             first_line = next(iter(str(error).strip().splitlines()), "")
-            missing = isinstance(error, ModuleNotFoundError)
-            left_out[name] = f"not installed ({error.name})" if missing else f"{type(error).__name__}: {first_line}"
+            left_out[name] = f"{type(error).__name__}: {first_line}"
             say(f"left out: {name}: {left_out[name]}")
             return None
 
@@ -571,6 +595,7 @@ def checked_calls(
                 run = attempt(f"{contender.name}, {operation}", partial(check, call))
                 if run is not None:
                     calls[operation, contender.name] = run
+        tick()
     return calls
 
 
@@ -579,14 +604,20 @@ def suite(
 ) -> tuple[list[Timing], dict[str, str]]:
     """Time all contenders on all problems; also why some are left out."""
     timings: list[Timing] = []
-    left_out: dict[str, str] = {}
-    for make in progress(problems, f"{device}: problems"):
+    left_out = {each.name: "not installed" for each in contenders if each.needs and not find_spec(each.needs)}
+    if left_out:
+        say(f"left out: not installed: {', '.join(left_out)}")
+    contenders = [contender for contender in contenders if contender.name not in left_out]
+    for k, make in enumerate(problems, 1):
         problem = make()
         entries = len(problem.a_values)
-        calls = checked_calls(problem, contenders, left_out)
-        seconds = measure(calls, rounds or (9 if entries < 10**7 else 5))
+        its_rounds = rounds or (9 if entries < 10**7 else 5)
+        what = f"{device}, problem {k} of {len(problems)} ({problem.name})"
+        with progress(what, len(contenders) + its_rounds) as tick:
+            calls = checked_calls(problem, contenders, left_out, tick)
+            seconds = measure(calls, its_rounds, tick)
         for operation in (FORWARD, BACKWARD, PLANNED, GRADIENT):
-            # Nobody else has plans: their forward and backward pass is what ours with a plan stands beside.
+            # Nobody else has plans: ours with a plan is compared with their forward and backward pass.
             theirs = BACKWARD if operation == PLANNED else operation
             for name in (contender.name for contender in contenders):
                 key = (operation if name == OURS else theirs), name
@@ -596,14 +627,15 @@ def suite(
     return timings, left_out
 
 
-def progress(items: list[Any], what: str) -> Iterator[Any]:
-    """The items, with a bar or else a line for each."""
-    if tqdm is not None:
-        yield from tqdm(items, desc=what)
-        return
-    for k, item in enumerate(items, 1):
-        print(f"{what} {k} of {len(items)}", flush=True)
-        yield item
+@contextmanager
+def progress(what: str, steps: int) -> Iterator[Tick]:
+    """A bar, to be moved by calling what it gives after each of the steps; without tqdm, a line at the start."""
+    if tqdm is None:
+        print(f"{what} ...", flush=True)
+        yield lambda: None
+    else:
+        with tqdm(total=steps, desc=what) as bar:
+            yield bar.update
 
 
 def say(text: str) -> None:
@@ -629,7 +661,7 @@ def compile_seconds(problem: Problem) -> float:
     return timed(lambda: jax.jit(function).lower(*arguments).compile())
 
 
-def out_of_order(rounds: int) -> dict[str, float]:
+def out_of_order(rounds: int, tick: Tick) -> dict[str, float]:
     """Operands that are not canonical, against a bare sort of all keys and the fast path after it."""
     problem = draw(HALF, 10**6)
     rng = np.random.default_rng(1)
@@ -646,7 +678,7 @@ def out_of_order(rounds: int) -> dict[str, float]:
         calls[f"sort {name}"] = jitted(jax.lax.sort, *on_device(np.concatenate(keys)))
     for call in calls.values():
         call()
-    seconds = measure(calls, rounds)
+    seconds = measure(calls, rounds, tick)
     return {
         f"{name} operands / (sort of the keys + sorted operands), forward, 10^6": seconds[name]
         / (seconds[f"sort {name}"] + seconds["fast"])
@@ -654,7 +686,7 @@ def out_of_order(rounds: int) -> dict[str, float]:
     }
 
 
-def hybrid(rounds: int) -> dict[str, float]:
+def hybrid(rounds: int, tick: Tick) -> dict[str, float]:
     """Values with a dense dimension."""
     problem = draw(HALF, 10**5)
     rng = np.random.default_rng(1)
@@ -662,11 +694,11 @@ def hybrid(rounds: int) -> dict[str, float]:
     operands = problem.a_indices, a_values, problem.b_indices, b_values
     call = jitted(forward_of(problem), *on_device(*operands))
     indices, values = map(np.asarray, call())
-    seconds = measure({OURS: call, COPY: copy_of([*operands, indices, values])}, rounds)
+    seconds = measure({OURS: call, COPY: copy_of([*operands, indices, values])}, rounds, tick)
     return {"values [nnz, 64] / copy of operands and result, forward, 10^5": seconds[OURS] / seconds[COPY]}
 
 
-def many_operands(rounds: int) -> dict[str, float]:
+def many_operands(rounds: int, tick: Tick) -> dict[str, float]:
     """Eight operands at once, against one after the other."""
     rng = np.random.default_rng(1)
     pool = draw(NONE, 2 * 10**5)
@@ -691,23 +723,23 @@ def many_operands(rounds: int) -> dict[str, float]:
     calls = {"plan": jitted(planned, indices, values), "chain": chain}
     if not np.array_equal(calls["plan"]()[0], calls["chain"]()[0]):
         raise AssertionError("the plan of eight operands and the chain of sums disagree")
-    seconds = measure(calls, rounds)
+    seconds = measure(calls, rounds, tick)
     return {"plan of 8 operands, made and used / chain of 7 sums, 10^5 each": seconds["plan"] / seconds["chain"]}
 
 
-def other_problems(rounds: int, *, large: bool) -> dict[str, float]:
+def other_problems(rounds: int, tick: Tick, *, large: bool) -> dict[str, float]:
     """Wide keys and large sizes, against 10^6 entries and keys of one word."""
     problems = {"": draw(HALF, 10**6), "two-word keys": draw(HALF, 10**6, side=2**31 - 1), "10^7": draw(HALF, 10**7)}
     if large:
         problems["3*10^7"] = draw(HALF, 3 * 10**7)
-    seconds = measure({name: forward_call(problem) for name, problem in problems.items()}, rounds)
+    seconds = measure({name: forward_call(problem) for name, problem in problems.items()}, rounds, tick)
     entry = {name: seconds[name] / len(problem.a_values) for name, problem in problems.items()}
     return {
         f"time an entry, {name} / 10^6 of one-word keys, forward": entry[name] / entry[""] for name in entry if name
     }
 
 
-def eager(rounds: int) -> dict[str, float]:
+def eager(rounds: int, tick: Tick) -> dict[str, float]:
     """Calls outside `jit`."""
 
     def call_of(problem: Problem) -> Callable[[], Any]:
@@ -722,7 +754,7 @@ def eager(rounds: int) -> dict[str, float]:
     problem = draw(HALF, 10**4)
     both = {"eager": call_of(problem), "jitted": forward_call(problem)}
     both["eager"]()
-    seconds = measure(both, rounds)
+    seconds = measure(both, rounds, tick)
     return {
         "200 eager calls of 200 sizes between 10^3 and 10^4, compilation included (s)": total,
         "eager call of a size seen before / jitted call, 10^4": seconds["eager"] / seconds["jitted"],
@@ -730,7 +762,7 @@ def eager(rounds: int) -> dict[str, float]:
 
 
 def memory() -> dict[str, float]:
-    """What the compiled forward pass needs beside operands and result."""
+    """What the compiled forward pass needs in addition to operands and result."""
     problem = draw(HALF, 10**6)
     nse = len(problem.cells)
     compiled = jax.jit(forward_of(problem)).lower(*on_device(*problem.operands)).compile()
@@ -740,17 +772,13 @@ def memory() -> dict[str, float]:
 
 def what_else(rounds: int, *, large: bool) -> dict[str, float]:
     """All measurements of ours alone."""
-    parts = [
-        partial(out_of_order, rounds),
-        partial(hybrid, rounds),
-        partial(many_operands, rounds),
-        partial(other_problems, rounds, large=large),
-        partial(eager, rounds),
-        memory,
-    ]
+    measured = [out_of_order, hybrid, many_operands, partial(other_problems, large=large), eager]
     figures: dict[str, float] = {}
-    for part in progress(parts, "what else"):
-        figures |= part()
+    with progress("what else", len(measured) * rounds + 1) as tick:
+        for part in measured:
+            figures |= part(rounds, tick)
+        figures |= memory()
+        tick()
     return figures
 
 
@@ -758,10 +786,10 @@ def what_else(rounds: int, *, large: bool) -> dict[str, float]:
 
 
 def table(timings: list[Timing], *, markdown: bool = False) -> str:
-    """Medians in ms, and in brackets the ratios of ours to them: a column for each problem."""
+    """Medians in ms, and in brackets our median divided by each: a column for each problem."""
     problems = list(dict.fromkeys(timing.problem for timing in timings))
     cells = {(t.operation, t.contender, t.problem): f"{number(t.milliseconds)} ({number(t.ratio)})" for t in timings}
-    rows = [["ms (ours / it)", *problems]]
+    rows = [["median ms (our median / this one)", *problems]]
     for operation in dict.fromkeys(timing.operation for timing in timings):
         rows.append([f"**{operation}**" if markdown else operation.upper(), *("" for _ in problems)])
         rows += [
@@ -779,7 +807,7 @@ def table(timings: list[Timing], *, markdown: bool = False) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, without exponent."""
+    """Three digits, without an exponent."""
     decimals = 2 - int(np.floor(np.log10(max(value, 1e-6))))
     return f"{value:,.{max(decimals, 0)}f}"
 
@@ -798,6 +826,11 @@ STYLES = {
     "PyData sparse COO": {"color": ORANGE, "marker": "X"},
     "JAX BCOO": {"color": "black", "marker": "*", "markersize": 9},
     COPY: {"color": "0.5", "linestyle": "--"},
+}
+LABELS = {
+    OURS: "jax_sparse_grad",
+    "ours, planned before": "jax_sparse_grad, plan made before (moves no indices)",
+    COPY: "copy of operands and results (the memory's limit)",
 }
 
 
@@ -822,12 +855,13 @@ def plot(timings: list[Timing], title: str, path: Path) -> None:
     axes[1].tick_params(labelleft=True)
     figure.suptitle(title)
     names = sorted(handles, key=list(STYLES).index)
-    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=6)
+    labels = [LABELS.get(name, name) for name in names]
+    figure.legend([handles[name] for name in names], labels, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=130)
 
 
 def surroundings() -> dict[str, Any]:
-    """The versions and the machine that the figures are of."""
+    """The versions and the machine that the figures come from."""
     versions = {}
     for package in (
         "jax",
@@ -852,13 +886,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description="Time sparse addition and its gradient beside other libraries.")
     whole = {"type": lambda text: int(float(text))}  # allows 1e6
-    parser.add_argument("--sizes", nargs="+", metavar="N", **whole, help="entries of each operand; no other patterns")
-    parser.add_argument("--rounds", metavar="N", **whole, help="of each measurement (default: 9, from 10^7 on 5)")
-    parser.add_argument("--quick", action="store_true", help="10^3 to 10^5 entries and few rounds: within two minutes")
+    parser.add_argument(
+        "--sizes", nargs="+", metavar="N", **whole, help="entries of each operand; skips the other patterns"
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", **whole, help="of each measurement (default: 9; 5 from 10^7 entries on)"
+    )
+    parser.add_argument("--quick", action="store_true", help="10^3 to 10^5 entries and few rounds")
     parser.add_argument("--large", action="store_true", help="also 3*10^7 entries, and 10^8 on a GPU")
-    parser.add_argument("--no-extras", action="store_true", help="without the table of ours alone")
+    parser.add_argument("--no-extras", action="store_true", help="skip the table of ours alone")
     parser.add_argument("--markdown", action="store_true", help="print the tables for a README")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for benchmark.png and benchmark.json")
+    parser.add_argument(
+        "--output", type=Path, help="folder for benchmark.png and benchmark.json (default: output, beside this file)"
+    )
     options = parser.parse_args(argv)
     if min([*(options.sizes or []), options.rounds or 1]) < 1:
         parser.error("sizes and rounds must be positive")
@@ -876,7 +916,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         by_pattern = [partial(draw, pattern, PATTERN_SIZE, name=pattern) for pattern in (NONE, ALL, BLOCKS, GAP)]
         by_pattern += [partial(draw, HALF, PATTERN_SIZE, PATTERN_SIZE // 100, name="10^6 + 10^4")]
     figures: dict[str, Any] = surroundings()
-    options.out.mkdir(parents=True, exist_ok=True)
+    folder = Path(__file__).parent / "output" if options.output is None else options.output
+    folder.mkdir(parents=True, exist_ok=True)
 
     with jax.default_device(jax.devices("cpu")[0]):
         figures["compile_seconds"] = compile_seconds(by_size[0]())
@@ -897,7 +938,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         on_gpu, figures["left_out_gpu"] = suite("GPU", by_size + more, GPU_CONTENDERS, rounds)
         groups[f"On the GPU ({jax.devices()[0].device_kind}), half of the entries shared"] = on_gpu
     else:
-        print("no GPU at hand: nothing measured on one")
+        print("no GPU: nothing measured on one")
 
     for title, group in groups.items():
         if group:
@@ -908,15 +949,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             print(f"| {name} | {value:.2f} |" if options.markdown else f"{name:82} {value:8.2f}")
 
     figures["timings"] = [timing._asdict() for timing in timings + on_gpu]
-    (options.out / "benchmark.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (folder / "benchmark.json").write_text(json.dumps(figures, indent=1) + "\n")
     try:
         title = f"Adding two sparse matrices, {figures['cores']} CPU cores"
-        plot([t for t in timings if t.problem in names], title, options.out / "benchmark.png")
+        plot([t for t in timings if t.problem in names], title, folder / "benchmark.png")
         if on_gpu:
-            plot(on_gpu, "Adding two sparse matrices on a GPU", options.out / "benchmark_gpu.png")
+            plot(on_gpu, "Adding two sparse matrices on a GPU", folder / "benchmark_gpu.png")
     except ModuleNotFoundError as error:
         print(f"no plot: {error.name} is not installed")
-    print(f"\nSaved to {options.out.resolve()}")
+    print(f"\nSaved to {folder.resolve()}")
     return figures
 
 

@@ -34,9 +34,20 @@ def test_quickstart(tmp_path, capsys):
     assert result.plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_how_it_works(tmp_path, capsys):
+    how_it_works = load("how_it_works", "matplotlib")
+    result = how_it_works.main(output=tmp_path)
+    assert "jsg.add(A, B) stores 5, JAX's own A + B 7" in capsys.readouterr().out
+    np.testing.assert_array_equal(result.total.todense(), [[1, 0, 10], [0, 22, 0], [3, 0, 34]])
+    by_a, by_b, _ = (gradient.todense().tolist() for gradient in result.gradients)
+    assert by_a == [[2, 0, 0], [0, 44, 0], [6, 0, 68]]
+    assert by_b == [[0, 0, 20], [0, 44, 0], [0, 0, 68]]
+    assert result.plot.read_bytes().startswith(b"\x89PNG")
+
+
 def test_benchmark(tmp_path, capsys):
     benchmark = load("benchmark", "matplotlib")
-    figures = benchmark.main(["--sizes", "1000", "--rounds", "2", "--no-extras", "--out", str(tmp_path)])
+    figures = benchmark.main(["--sizes", "1000", "--rounds", "2", "--no-extras", "--output", str(tmp_path)])
     out = capsys.readouterr().out
     assert "ours" in out
     ours = [each for each in figures["timings"] if each["contender"] == "ours"]
@@ -67,8 +78,8 @@ def test_accumulate_gradients(tmp_path, capsys):
     assert result.error_dense < 1e-5
     assert result.overflow.startswith("`nse` must be at least")
     assert result.poisoned == 1
-    assert "rows are missing, without a word" in out
-    assert ": 0 rows are missing" not in out
+    assert "rows are silently missing" in out
+    assert ": 0 rows are silently missing" not in out
     sparse, dense = result.losses
     np.testing.assert_allclose(sparse, dense, rtol=1e-5)
     assert sparse[-1] < sparse[0]
