@@ -1,29 +1,32 @@
 """Train a table of embeddings on micro-batches, without ever making a gradient as large as the table.
 
-A classifier of documents looks up the embedding of each token, takes their mean, and a small head tells the topic, as
-fastText does. The documents are drawn: eight topics, tokens as unevenly frequent as words. A step comes in
-micro-batches, as it must where it does not fit the memory at once; their gradients are summed, clipped as a whole, and
-given to Adagrad.
+Takes @@TIME@@ on two cores and up to @@GB@@ GB of memory. Needs the extra `examples` (of that matplotlib, optax and
+tqdm).
+
+A classifier of documents looks up the embedding of each token and takes their mean; a small head predicts the topic, as
+in fastText. The documents are synthetic: eight topics, and tokens with the uneven frequencies of words. A step consists
+of several micro-batches, as it must where the whole batch does not fit in memory. Their gradients are summed, clipped
+as a whole, and given to Adagrad.
 
 A micro-batch touches few rows of the table, some of them many times. Its gradient is a `BCOO` of those rows, and
 `lax.scan` carries the sum, a `BCOO` of fixed `nse`: `total = jsg.add(total, gradient, nse=nse)`. The optimiser sees
-only the rows that occur. How many they are, the tokens tell before the step, and `nse` is chosen by that. If it is too
-small after all, every value is NaN, and `checkify` says why; `BCOO.sum_duplicates` drops what does not fit, without a
-word.
+only the rows that occur. Their number is known from the tokens before the step, and `nse` is chosen accordingly. If it
+is too small after all, every value is NaN, and `checkify` says why; `BCOO.sum_duplicates` silently drops what does not
+fit.
 
-What was found on a CPU of two cores, for steps of 16 x 8,192 tokens and embeddings of 64 float32 numbers:
+Results on a CPU with two cores, for steps of 16 x 8,192 tokens and embeddings of 64 float32 numbers:
 
-- Sparse and dense training have the same losses. The sparse sum is about 20 times closer to that of numpy in float64,
-  as the many rows of a frequent token are added in pairs, not one after the other.
-- Memory beside the model and the optimiser's state: a dense step needs two more tables, a sparse one five times `nse`
-  rows. With 1,000,000 rows in the table, of which 58,000 occur, the dense one needs 6.5 times as much; with 50,000, of
-  which 30,000 occur, only 0.65 times.
-- Time: a dense step takes 1.4 to 1.8 times as long as a sparse one with 1,000,000 rows, as long with 500,000, but only
-  0.6 to 0.7 times with 200,000 and 0.2 to 0.3 with 50,000 or fewer: there, dense is the better choice. To add rows in
-  place to a dense gradient is cheap; to zero it and to take it through the optimiser is not.
+- Sparse and dense training have the same losses. The sparse sum is about 20 times closer to NumPy's in float64, because
+  the many rows of a frequent token are added in pairs, not one after the other.
+- Memory in addition to the model and the optimiser's state: a dense step needs two more tables, a sparse one five times
+  `nse` rows. With 1,000,000 rows in the table, of which 58,000 occur, the dense step needs 6.5 times as much; with
+  50,000, of which 30,000 occur, only 0.65 times.
+- Time: a dense step takes 1.4 to 1.8 times as long as a sparse one with 1,000,000 rows, equally long with 500,000, but
+  only 0.6 to 0.7 times with 200,000 and 0.2 to 0.3 times with 50,000 or fewer: there, dense is the better choice.
+  Adding rows to a dense gradient in place is cheap; setting it to zero and passing it through the optimiser is not.
 - The same scan with `BCOO.sum_duplicates` takes 1.4 to 2.8 times as long.
-- To keep the rows of all micro-batches and sum them at the end takes 0.9 to 3 times as long; the fewer tokens occur
-  again, the less. It needs 1.3 to 8 times the memory, which grows with every further micro-batch.
+- Keeping the rows of all micro-batches and summing them at the end takes 0.9 to 3 times as long: the fewer tokens occur
+  again, the less. It needs 1.3 to 8 times the memory, and more with every further micro-batch.
 """
 
 from __future__ import annotations
@@ -44,12 +47,13 @@ from jax.experimental.sparse import BCOO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from tqdm import tqdm
 
 import jax_sparse_grad as jsg
 
 CLASSES = 8
 LENGTH = 64  # of each document, in tokens
-TOPICAL = 0.3  # the part of the tokens that comes from the topic's own list, not from the common one
+TOPICAL = 0.3  # the share of tokens from the topic's own list; the others come from the common one
 
 OPTIMISER = optax.chain(
     optax.clip_by_global_norm(1.0), optax.scale_by_rss(initial_accumulator_value=0.0), optax.scale_by_learning_rate(0.3)
@@ -70,10 +74,10 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 class Model(NamedTuple):
-    """A classifier of bags of words; gradients and the optimiser's state have the same form.
+    """A classifier of bags of words; gradients and the optimiser's state have the same structure.
 
-    table: `[vocabulary, width]`, the embedding of each token. Of gradients, a `BCOO` or an array.
-    head: `[width, classes]`, takes the mean embedding of a document to its logits.
+    table: `[vocabulary, width]`, the embedding of each token; in gradients, a `BCOO` or an array.
+    head: `[width, classes]`, maps the mean embedding of a document to its logits.
     """
 
     table: Any
@@ -88,7 +92,7 @@ class Batches(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What one training step costs: `seconds`, each `[rounds]`, and `temporary` bytes, beside model and state."""
+    """What one training step costs: `seconds` `[rounds]`, and `temporary` bytes in addition to model and state."""
 
     seconds: np.ndarray
     temporary: int
@@ -97,13 +101,13 @@ class Cost(NamedTuple):
 class Result(NamedTuple):
     """The figures of a run.
 
-    error: of the sparse total from one made by numpy in float64, as a part of the largest gradient.
-    error_dense: of the dense total, from the same.
+    error: of the sparse total against NumPy's in float64, relative to the largest gradient.
+    error_dense: of the dense total against the same.
     overflow: what `checkify` says when `nse` is too small.
-    poisoned: the part of the values that is NaN then.
+    poisoned: the share of the values that are NaN then.
     losses: `[2, steps]`, of the sparse and the dense training.
-    slower: for each way and vocabulary, the time of a step as a multiple of that with `jsg.add`.
-    larger: the same of the temporary memory.
+    slower: for each way and vocabulary, the median time of a step divided by that with `jsg.add`.
+    larger: the same for the temporary memory.
     plot: where the picture was saved.
     """
 
@@ -128,10 +132,10 @@ def main(
     rounds: int = 5,
     output: str | Path | None = None,
 ) -> Result:
-    """Check the accumulated gradient, let it overflow, train with it, and measure it against the other ways.
+    """Check the accumulated gradient, let it overflow, train with it, and compare its cost with that of the other ways.
 
     Args:
-      vocabulary: the number of rows of the table, for all but the measurements.
+      vocabulary: the number of rows of the table, for everything except the measurements.
       vocabularies: the numbers of rows for which the ways are measured.
       micro_batches: in each step.
       documents: in each micro-batch.
@@ -148,7 +152,9 @@ def main(
     error, error_dense = check_gradient(model, batches, expected, nse)
     overflow, poisoned = show_overflow(model, batches, expected, nse // 2)
     losses = compare_trainings(vocabulary, size, width, steps)
-    costs = {each: measure(each, size, width, rounds) for each in vocabularies}
+    # In every size, each way is compiled, and then does one step to warm up and one in each round.
+    with tqdm(total=len(vocabularies) * len(WAYS) * (2 + rounds), desc="measuring", unit="step") as progress:
+        costs = {each: measure(each, size, width, rounds, progress) for each in vocabularies}
     slower, larger = print_costs(costs)
 
     folder = Path(__file__).parent / "output" if output is None else Path(output)
@@ -160,30 +166,30 @@ def main(
 
 
 def make_model(vocabulary: int, width: int) -> Model:
-    """A model that knows nothing yet."""
+    """An untrained model."""
     table_key, head_key = jax.random.split(jax.random.key(0))
     table = jax.random.uniform(table_key, (vocabulary, width), minval=-1 / width, maxval=1 / width)
     return Model(table, jax.random.normal(head_key, (width, CLASSES)) / np.sqrt(width))
 
 
 def make_batches(vocabulary: int, size: tuple[int, int], seed: int = 0) -> Batches:
-    """Draw documents of eight topics.
+    """Draw documents on eight topics.
 
-    The n-th most frequent token of a list occurs about 1 / n as often as the first, as in languages (Zipf). A part of
-    the tokens comes from a list that all documents have in common, the others from that of the document's topic.
+    The n-th most frequent token of a list occurs about 1 / n as often as the first, as in natural language (Zipf). Some
+    tokens come from a list that all documents share, the others from that of the document's topic.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES, size=size)
     tokens = (*size, LENGTH)
     rank = (np.exp(rng.random(tokens) * np.log(vocabulary + 1)) - 1).astype(np.int64)
     start = np.where(rng.random(tokens) < TOPICAL, labels[..., None] * (vocabulary // CLASSES), 0)
-    # Tokens are numbered in any order, as they are where hashes number them.
+    # Numbers say nothing about frequency, as where they are hashes.
     number = np.random.default_rng(vocabulary).permutation(vocabulary)
     return Batches(number[(rank + start) % vocabulary].astype(np.int32), labels.astype(np.int32))
 
 
 def fitting_nse(batches: Batches, vocabulary: int) -> int:
-    """Room for all rows that occur in a step, rounded up, lest a program be compiled for each number."""
+    """Room for all rows that occur in a step, rounded up so that few numbers occur: each compiles a program."""
     distinct = len(np.unique(batches.tokens))
     unit = 1 << max(distinct.bit_length() - 4, 0)
     return min(-(-distinct // unit) * unit, vocabulary)
@@ -197,8 +203,8 @@ def loss_of_rows(rows: jax.Array, head: jax.Array, labels: jax.Array) -> jax.Arr
 def row_gradient(model: Model, batch: Batches) -> tuple[jax.Array, Model]:
     """The loss of a micro-batch and its gradient, that of the table as a `BCOO`.
 
-    The derivative is by the rows that were looked up, not by the table: so nothing is as large as that. Of a token that
-    occurs n times there are n rows.
+    The derivative is taken by the rows that were looked up, not by the table, so nothing is as large as the table. A
+    token that occurs n times has n rows.
     """
     rows = model.table[batch.tokens]
     loss, (by_rows, by_head) = jax.value_and_grad(loss_of_rows, (0, 1))(rows, model.head, batch.labels)
@@ -207,12 +213,12 @@ def row_gradient(model: Model, batch: Batches) -> tuple[jax.Array, Model]:
 
 
 def accumulate_sparse(model: Model, batches: Batches, nse: int) -> tuple[jax.Array, Model]:
-    """The losses of all micro-batches and the sum of their gradients, which is carried from one to the next."""
+    """The losses of all micro-batches, and the sum of their gradients, carried from one to the next."""
 
     def add(total: Model, batch: Batches) -> tuple[Model, jax.Array]:
         loss, gradient = row_gradient(model, batch)
-        # The few rows of the micro-batch are sorted and their duplicates summed first; then both operands are
-        # canonical, and to promise that saves half of the memory of the sum.
+        # The few rows of the micro-batch are sorted first and their duplicates summed. Then both operands are
+        # canonical, and promising that saves half of the sum's memory.
         table = jsg.add(total.table, jsg.sum_duplicates(gradient.table), nse=nse, assume_canonical=True)
         return Model(table, total.head + gradient.head), loss
 
@@ -221,7 +227,7 @@ def accumulate_sparse(model: Model, batches: Batches, nse: int) -> tuple[jax.Arr
 
 
 def accumulate_bcoo(model: Model, batches: Batches, nse: int) -> tuple[jax.Array, Model]:
-    """The same with what JAX has: `+` concatenates, `sum_duplicates` sorts and sums."""
+    """The same with JAX's own means: `+` concatenates, `sum_duplicates` sorts and sums."""
 
     def add(total: Model, batch: Batches) -> tuple[Model, jax.Array]:
         loss, gradient = row_gradient(model, batch)
@@ -233,7 +239,7 @@ def accumulate_bcoo(model: Model, batches: Batches, nse: int) -> tuple[jax.Array
 
 
 def accumulate_stacked(model: Model, batches: Batches, nse: int) -> tuple[jax.Array, Model]:
-    """The same, but the rows of all micro-batches are kept and summed at the end."""
+    """The same, but the rows of all micro-batches are kept, and summed at the end."""
 
     def keep(_: None, batch: Batches) -> tuple[None, tuple[jax.Array, jax.Array, jax.Array]]:
         loss, gradient = row_gradient(model, batch)
@@ -260,7 +266,7 @@ def accumulate_dense(model: Model, batches: Batches, nse: int) -> tuple[jax.Arra
 
 
 def no_gradient(model: Model, nse: int) -> Model:
-    """What a sum of `nse` rows starts with: all of it padding."""
+    """What a sum of `nse` rows starts from: padding only."""
     return Model(jsg.empty(model.table.shape, nse, model.table.dtype, n_dense=1), jnp.zeros_like(model.head))
 
 
@@ -274,12 +280,12 @@ WAYS: dict[str, Callable[[Model, Batches, int], tuple[jax.Array, Model]]] = {
 
 @partial(jax.jit, static_argnums=(3, 4), donate_argnums=(0, 1))
 def train_step(model: Model, state: Any, batches: Batches, way: str, nse: int) -> tuple[Model, Any, jax.Array]:
-    """Accumulate the gradient in a given way and do one step of the optimiser; returns the mean loss too."""
+    """Accumulate the gradient in a given way and do one step of the optimiser; also returns the mean loss."""
     losses, gradient = WAYS[way](model, batches, nse)
     if not isinstance(gradient.table, BCOO):
         change, state = OPTIMISER.update(gradient, state)
         return optax.apply_updates(model, change), state, losses.mean()
-    # Adagrad does nothing to rows without a gradient: so it need not see them. (Adam would go on moving them.)
+    # Adagrad leaves rows without a gradient alone, so it need not see them. (Adam would go on moving them.)
     rows = gradient.table.indices[:, 0]
     change, new_rows = OPTIMISER.update(gradient._replace(table=gradient.table.data), take_rows(state, rows))
     table = model.table.at[rows].add(change.table, mode="drop", indices_are_sorted=True)
@@ -287,7 +293,7 @@ def train_step(model: Model, state: Any, batches: Batches, way: str, nse: int) -
 
 
 def take_rows(tree: Any, rows: jax.Array) -> Any:
-    """Of each table in a tree of models the given rows; zeros for padding, which lies beyond the table."""
+    """The given rows of each table in a tree of models; zeros for padding, which lies beyond the table."""
 
     def take(node: Any) -> Any:
         if not isinstance(node, Model):
@@ -298,7 +304,7 @@ def take_rows(tree: Any, rows: jax.Array) -> Any:
 
 
 def put_rows(tree: Any, rows: jax.Array, new: Any) -> Any:
-    """The inverse: `new`, with its rows set in the tables of `tree`; those of padding are dropped."""
+    """The inverse: puts the rows of `new` into the tables of `tree`; those of padding are dropped."""
 
     def put(node: Any, new: Any) -> Any:
         if not isinstance(node, Model):
@@ -309,7 +315,7 @@ def put_rows(tree: Any, rows: jax.Array, new: Any) -> Any:
 
 
 def print_problem(model: Model, batches: Batches, nse: int) -> None:
-    """Print what is to be accumulated, and how large it is."""
+    """Print what is accumulated, and how large it is."""
     (vocabulary, width), tokens = model.table.shape, batches.tokens
     print(f"Embedding table: {vocabulary:,} x {width} float32, {megabytes(model.table.nbytes)}")
     print(f"  one step: {len(tokens)} micro-batches of {tokens[0].size:,} tokens, {tokens.size:,} in all,")
@@ -319,7 +325,7 @@ def print_problem(model: Model, batches: Batches, nse: int) -> None:
 
 
 def check_gradient(model: Model, batches: Batches, expected: np.ndarray, nse: int) -> tuple[float, float]:
-    """Print how far the sparse and the dense total are from a total that numpy makes, without automatic derivatives."""
+    """Print how far the sparse and the dense total are from NumPy's, whose derivatives are written by hand."""
     largest = np.abs(expected).max()
 
     def error(way: str) -> float:
@@ -328,14 +334,14 @@ def check_gradient(model: Model, batches: Batches, expected: np.ndarray, nse: in
         return float(np.abs(np.asarray(table, np.float64) - expected).max() / largest)
 
     errors = {way: error(way) for way in (SPARSE, DENSE)}
-    print("\nThe accumulated gradient of the table against numpy's in float64, derived by hand:")
+    print("\nThe accumulated gradient of the table, compared with NumPy's in float64, derived by hand:")
     for way, each in errors.items():
-        print(f"  {way:30} largest difference {each:.1e} of the largest entry")
+        print(f"  {way:30} largest difference {each:.1e}, relative to the largest entry")
     return errors[SPARSE], errors[DENSE]
 
 
 def numpy_gradient(model: Model, batches: Batches) -> np.ndarray:
-    """The summed gradient of the table: that of the cross-entropy by the logits is `softmax - one-hot`."""
+    """The summed gradient of the table; that of the cross-entropy by the logits is `softmax - one-hot`."""
     table, head = (np.asarray(x, np.float64) for x in model)
     tokens, labels = batches.tokens.reshape(-1, LENGTH), batches.labels.ravel()
     logits = table[tokens].mean(axis=1) @ head
@@ -348,34 +354,36 @@ def numpy_gradient(model: Model, batches: Batches) -> np.ndarray:
 
 
 def show_overflow(model: Model, batches: Batches, expected: np.ndarray, nse: int) -> tuple[str, float]:
-    """Print what becomes of a total that has too little room: it is NaN, and `checkify` says why."""
+    """Print what happens to a total with too little room: it is NaN, and `checkify` says why."""
     print(f"\nThe same with nse = {nse:,}, which is too small:")
     _, gradient = jax.jit(accumulate_sparse, static_argnums=2)(model, batches, nse)
     poisoned = float(jnp.isnan(gradient.table.data).mean())
-    print(f"  jsg.add: {poisoned:.0%} of the values are NaN, so that no step can be taken with them unnoticed")
+    print(f"  jsg.add: {poisoned:.0%} of the values are NaN, so a step with them is sure to be noticed")
     checked = checkify.checkify(partial(accumulate_sparse, nse=nse), errors=checkify.user_checks)
     message, _ = jax.jit(checked)(model, batches)
     overflow = (message.get() or "").splitlines()[0]
-    print(f"  under checkify, from the first micro-batch that did not fit:\n    {overflow}")
+    print(f"  under checkify, at the first micro-batch that did not fit:\n    {overflow}")
 
     _, gradient = jax.jit(accumulate_bcoo, static_argnums=2)(model, batches, nse)
     lost = (expected.any(axis=1) & ~np.asarray(gradient.table.todense()).any(axis=1)).sum()
-    print(f"  BCOO.sum_duplicates: {lost:,} rows are missing, without a word")
+    print(f"  BCOO.sum_duplicates: {lost:,} rows are silently missing")
     return overflow, poisoned
 
 
 def compare_trainings(vocabulary: int, size: tuple[int, int], width: int, steps: int) -> np.ndarray:
-    """Print the losses of a sparse and of a dense training, `[2, steps]`: each step on new documents."""
-    losses: list[list[jax.Array]] = []
+    """Print the losses of a sparse and a dense training, `[2, steps]`; each step has new documents."""
+    losses: list[list[float]] = []
     batches = [make_batches(vocabulary, size, seed=1 + step) for step in range(steps)]
     nse = max(fitting_nse(batch, vocabulary) for batch in batches)
-    for way in (SPARSE, DENSE):
-        model = make_model(vocabulary, width)
-        state = OPTIMISER.init(model)
-        losses.append([])
-        for batch in batches:
-            model, state, loss = train_step(model, state, batch, way, nse)
-            losses[-1].append(loss)
+    with tqdm(total=2 * steps, desc="training", unit="step") as progress:
+        for way in (SPARSE, DENSE):
+            model = make_model(vocabulary, width)
+            state = OPTIMISER.init(model)
+            losses.append([])
+            for batch in batches:
+                model, state, loss = train_step(model, state, batch, way, nse)
+                losses[-1].append(float(loss))
+                progress.update()
     table = np.array(losses, np.float64)
     print(f"\nLosses of {steps} steps, each on new documents:")
     for way, row in zip((SPARSE, DENSE), table, strict=True):
@@ -384,19 +392,23 @@ def compare_trainings(vocabulary: int, size: tuple[int, int], width: int, steps:
     return table
 
 
-def measure(vocabulary: int, size: tuple[int, int], width: int, rounds: int) -> dict[str, Cost]:
+def measure(vocabulary: int, size: tuple[int, int], width: int, rounds: int, progress: tqdm) -> dict[str, Cost]:
     """What a training step costs in each way; each round does one step of every way, one after the other."""
     batches = jax.device_put(make_batches(vocabulary, size))
     nse = fitting_nse(batches, vocabulary)
     model = make_model(vocabulary, width)
     state = OPTIMISER.init(model)
-    compiled = {way: train_step.lower(model, state, batches, way, nse).compile() for way in WAYS}
+    compiled = {}
+    for way in WAYS:
+        compiled[way] = train_step.lower(model, state, batches, way, nse).compile()
+        progress.update()
     seconds = np.zeros((1 + rounds, len(WAYS)))  # the first round warms up
     for times in seconds:
         for k, step in enumerate(compiled.values()):
             start = time.perf_counter()
             model, state, _ = jax.block_until_ready(step(model, state, batches))
             times[k] = time.perf_counter() - start
+            progress.update()
     return {
         way: Cost(column, step.memory_analysis().temp_size_in_bytes)
         for (way, step), column in zip(compiled.items(), seconds[1:].T, strict=True)
@@ -404,35 +416,36 @@ def measure(vocabulary: int, size: tuple[int, int], width: int, rounds: int) -> 
 
 
 def print_costs(costs: dict[int, dict[str, Cost]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Print time and memory of a step; returns the multiples of those of `jsg.add`, way by way."""
+    """Print time and memory of a step; returns, for each way, both divided by those of `jsg.add`."""
     each = list(costs.values())
-    slower = {way: [float(np.median(cost[way].seconds / cost[SPARSE].seconds)) for cost in each] for way in WAYS}
+    medians = {way: [float(np.median(cost[way].seconds)) for cost in each] for way in WAYS}
+    slower = {way: list(np.divide(medians[way], medians[SPARSE])) for way in WAYS}
     larger = {way: [cost[way].temporary / cost[SPARSE].temporary for cost in each] for way in WAYS}
 
     def print_row(way: str, amounts: list[str], ratios: list[float]) -> None:
         cells = (f"{amount} ({ratio:.2f})" for amount, ratio in zip(amounts, ratios, strict=True))
         print(f"  {way:30}" + "".join(f"{cell:>18}" for cell in cells))
 
-    print("\nOne training step; in brackets, the multiple of jsg.add's")
+    print("\nOne training step; in brackets, divided by that of jsg.add")
     print(f"  {'rows of the table':30}" + "".join(f"{vocabulary:>18,}" for vocabulary in costs))
-    print("  time, without compilation:")
+    print("  median time, without compilation:")
     for way, ratios in slower.items():
-        print_row(way, [f"{1e3 * np.median(cost[way].seconds):,.0f} ms" for cost in each], ratios)
-    print("  temporary memory, beside the model and the optimiser's state:")
+        print_row(way, [f"{1e3 * median:,.0f} ms" for median in medians[way]], ratios)
+    print("  temporary memory, in addition to the model and the optimiser's state:")
     for way, ratios in larger.items():
         print_row(way, [megabytes(cost[way].temporary) for cost in each], ratios)
     return slower, larger
 
 
 def megabytes(size: float) -> str:
-    """A number of bytes in print."""
+    """A number of bytes as text."""
     return f"{size / 1e6:,.1f} MB"
 
 
 def draw_plot(
     costs: dict[int, dict[str, Cost]], batches: Batches, vocabulary: int, nse: int, overflowing: int
 ) -> Figure:
-    """Draw time and memory of a step against the size of the table, and what a sum must hold."""
+    """Draw time and memory of a step against the size of the table, and the rows that a sum must hold."""
     figure = Figure(figsize=(15, 4.8), layout="constrained")
     time_axes, memory_axes, rows_axes = figure.subplots(1, 3)
     milliseconds = {way: [1e3 * np.median(each[way].seconds) for each in costs.values()] for way in WAYS}
@@ -460,7 +473,7 @@ def plot_ways(axes: Axes, vocabularies: list[int], figures: dict[str, list[float
 def plot_rows(axes: Axes, batches: Batches, vocabulary: int, nse: int, overflowing: int) -> None:
     """Plot the rows that a sum holds against the number of micro-batches in it."""
     flat = np.reshape(batches.tokens, (len(batches.tokens), -1))
-    # A token counts from the micro-batch on in which it occurs first.
+    # A token counts from the micro-batch in which it first occurs.
     first = np.unique(flat, return_index=True)[1] // flat.shape[1]
     distinct = np.bincount(first, minlength=len(flat)).cumsum()
     number = np.arange(1, len(flat) + 1)
