@@ -1,30 +1,36 @@
-"""Find out how well a plate conducts heat, and where, from temperatures: a heat equation solved and differentiated.
+"""Recover the heat conductivity of a plate from temperatures: a heat equation, solved and differentiated.
 
-The plate is an L of width 2, insulated all round. Four experiments warm it by one heater each, on for the first half of
-the time, off for the second. Sensors read the temperature, with noise; sought is the diffusivity, a field that varies
-over the plate by a factor of five to sixteen. Everything is dimensionless.
+Takes @@TIME@@ on two cores and @@GB@@ GB of memory. Needs the extra `examples` (of that matplotlib, optax, scikit-fem,
+scipy and tqdm).
+
+The plate is an L of width 2, insulated all round. In each of four experiments one heater warms it; it is on for the
+first half of the time and off for the second. Sensors read the temperature, with noise. Sought is the diffusivity, a
+field that varies over the plate by a factor of five to sixteen. Everything is dimensionless.
 
 scikit-fem makes the mesh of triangles and the matrices of linear finite elements. An implicit Euler step solves
-`(M + dt K) new = M old + dt heat`, where the mass matrix M is fixed and the stiffness K depends on the diffusivity. K
-comes unassembled, nine values for each triangle, so that an entry of the matrix comes in several pieces. One plan, made
-once, adds them all to M, and hands the gradient back to each piece, thus to the diffusivity of each triangle. The steps
-are solved by conjugate gradients inside `lax.scan` and differentiated implicitly, by one more solve each.
+`(M + dt K) new = M old + dt heat`, where the mass matrix M is fixed and the stiffness matrix K depends on the
+diffusivity. K comes unassembled, nine values for each triangle, so that an entry of the matrix comes in several pieces.
+One plan, made once, adds them all to M. It hands the gradient back to each piece, and so to the diffusivity of each
+triangle. The steps are solved by conjugate gradients inside `lax.scan`, and differentiated implicitly, by one more
+solve each.
 
-The parameters are the logarithm of the diffusivity at the nodes of the next coarser mesh, and Adam brings the misfit
-down; a small penalty on their slope decides where the readings say little. The readings do not come from the model that
-is fitted to them, but from a finer mesh, a quarter of the time step and a direct solver, with noise of 3 % of the mean
-reading. The settings of the descent were chosen on the fields of seeds 0 to 3 and on none of those below.
+The parameters are the logarithm of the diffusivity at the nodes of the next coarser mesh, and Adam reduces the misfit.
+A small penalty on their slope decides where the readings say little. The readings do not come from the model that is
+fitted to them, but from a finer mesh, a quarter of the time step and a direct solver, with noise of 3 % of the mean
+reading. The settings of the descent were chosen on the fields of seeds 0 to 3, and on none of those below.
 
-What ten fields showed (seeds 100 to 109), in relative errors of the diffusivity, root mean square over the plate:
+Results for ten fields (seeds 100 to 109), as relative errors of the diffusivity, root mean square over the plate:
 
-- The recovered field is wrong by 4.4 % to 12.5 % in nine of them, by 36 % in one; the best of all constants by 27 % to
-  60 %. The median is 8.7 %: seed 100, which runs by default, does better than most, with 5.3 %.
-- The edge, beyond the outermost sensors, is known worst: the error there is 1.6 to 3.2 times that between the sensors.
-- Where the plate conducts well the temperatures are flat, and tell little. In the third of the plate with the flattest
+- The error of the recovered field is 4.4 % to 12.5 % in nine of them, and 36 % in one; that of the best constant is
+  27 % to 60 %. The median is 8.7 %: seed 100, the default, does better than most, with 5.3 %.
+- The field is least certain at the edge, beyond the outermost sensors: the error there is 1.6 to 3.2 times that between
+  the sensors.
+- Where the plate conducts well, the temperatures are flat and say little. In the third of the plate with the flattest
   temperatures the error was largest in nine of the fields. The failure, seed 103, is of this kind: one arm of the L
-  conducts very well, and 80 steps of descent do not suffice there; 400 bring the error to 25 %.
-- Otherwise the recovered fields agree with the readings about as well as the true ones do: the misfit (mean square, in
-  units of the noise) is 1.12 to 1.21, that of the true fields 1.15 to 1.22, above 1 because of the model's time step.
+  conducts very well, and 80 steps of descent are not enough there; 400 reduce the error to 25 %.
+- Otherwise the recovered fields agree with the readings about as well as the true ones: the misfit (mean square, in
+  units of the noise) is 1.12 to 1.21, and that of the true fields 1.15 to 1.22, above 1 because of the model's time
+  step.
 """
 
 from __future__ import annotations
@@ -41,10 +47,11 @@ import optax
 import skfem
 from jax.experimental import sparse
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 from matplotlib.tri import Triangulation
+from scipy.sparse import coo_array
 from scipy.sparse.linalg import splu
 from skfem.helpers import dot, grad
 from skfem.models.poisson import laplace, mass
@@ -55,11 +62,11 @@ import jax_sparse_grad as jsg
 DURATION = 1.0
 HEATERS = np.array(
     [[-0.7, 0.7], [-0.7, -0.7], [0.7, -0.7], [-0.1, -0.1]]
-)  # `[heaters, 2]`; each gives heat at the rate 1
+)  # `[heaters, 2]`; each gives off heat at rate 1
 HEATER_WIDTH = 0.12
 SENSOR_SPACING = 0.25
-NOISE = 0.03  # standard deviation, as a part of the mean reading
-FINER_STEPS = 4  # steps of the readings' solver for each step of the model
+NOISE = 0.03  # standard deviation, relative to the mean reading
+FINER_STEPS = 4  # steps of the solver that makes the readings, for each step of the model
 SMOOTHNESS = 0.02  # weight of the penalty on the slope of the logarithm of the diffusivity
 LEARNING_RATE = 0.15  # at the start; it falls to zero
 
@@ -67,16 +74,16 @@ LEARNING_RATE = 0.15  # at the start; it falls to zero
 class Plate(NamedTuple):
     """The discretised plate: everything that does not depend on the diffusivity.
 
-    The numbers are numpy's, of 64 bits: the precision that JAX is set to at a call is that of the whole calculation.
+    The numbers are NumPy's, of 64 bits, so a calculation has the precision to which JAX is set when it starts.
 
     plan: adds the values of the mass matrix and the pieces of the stiffness matrix.
     mass: `[nnz]`, the values of the mass matrix.
     stiffness: `[9 * triangles]`, the pieces of the stiffness matrix for diffusivity 1; the triangle varies fastest.
-    heat: `[nodes, heaters]`, what each heater gives to each node.
+    heat: `[nodes, heaters]`, the heat that each heater gives to each node.
     power: `[steps]`, 1 where the heaters are on, else 0.
     dt: the time step.
-    probes: `[sensors, nodes]`, takes temperatures at nodes to those at sensors.
-    spread: `[triangles, parameters]`, takes values at nodes of the coarser mesh to the middles of the triangles.
+    probes: `[sensors, nodes]`, maps temperatures at nodes to those at sensors.
+    spread: `[triangles, parameters]`, maps values at nodes of the coarser mesh to the middles of the triangles.
     roughness: `[parameters, parameters]`, a quadratic form: the squared slope, integrated over the plate.
     """
 
@@ -99,7 +106,7 @@ class Readings(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A descent: the diffusivities and misfits on the way, and the seconds it took."""
+    """A descent: the diffusivities and misfits on the way, and the seconds that it took."""
 
     diffusivities: list[np.ndarray]
     misfits: list[float]
@@ -112,10 +119,10 @@ class Result(NamedTuple):
     state_error: largest difference of all temperatures from SciPy's direct solver, relative to the highest temperature.
     state_error_double: the same in double precision.
     gradient_error: largest relative difference of slopes from finite differences, in double precision.
-    field_error_before: of the diffusivity 1 that the descent starts from.
+    field_error_before: of diffusivity 1, from which the descent starts.
     field_error_constant: of the best of all constants (the mean of the true field).
     field_error_after: of the recovered field.
-    misfit: mean square of what is left of the readings, in units of the noise: 1 would be noise only.
+    misfit: mean square of the residual, in units of the noise: noise alone would be 1.
     steps_per_second: of the descent, without compilation.
     plot: where the picture was saved.
     """
@@ -201,9 +208,7 @@ def sensors() -> np.ndarray:
 
 def build_plate(basis: skfem.Basis, refinements: int, steps: int) -> Plate:
     """Make the matrices, and plan their sum."""
-    mass_matrix = mass.assemble(basis).tocoo()
-    pieces = laplace.elemental(basis)  # three by three values for each triangle, not yet summed
-    plan = jsg.plan_sparse_add(np.transpose(mass_matrix.coords), pieces.indices.T, shape=mass_matrix.shape)
+    plan, mass_matrix, pieces = plan_sum(basis)
     coarser = linear_elements(refinements - 1)
     return Plate(
         plan=plan,
@@ -218,8 +223,16 @@ def build_plate(basis: skfem.Basis, refinements: int, steps: int) -> Plate:
     )
 
 
+def plan_sum(basis: skfem.Basis) -> tuple[jsg.SparseAddPlan, coo_array, Any]:
+    """The plan that adds the mass matrix and the pieces of the stiffness matrix; both of these."""
+    mass_matrix = mass.assemble(basis).tocoo()
+    pieces = laplace.elemental(basis)  # three by three values for each triangle, not yet summed
+    plan = jsg.plan_sparse_add(np.transpose(mass_matrix.coords), pieces.indices.T, shape=mass_matrix.shape)
+    return plan, mass_matrix, pieces
+
+
 def heat_loads(basis: skfem.Basis) -> np.ndarray:
-    """What each heater gives to each node, `[nodes, heaters]`: a Gaussian bell."""
+    """The heat that each heater gives to each node, `[nodes, heaters]`: a Gaussian bell."""
 
     def load(heater: np.ndarray) -> np.ndarray:
         x, y = heater
@@ -232,10 +245,10 @@ def heat_loads(basis: skfem.Basis) -> np.ndarray:
 
 
 def true_diffusivity(points: np.ndarray, seed: int) -> np.ndarray:
-    """The field to be found, at `points` `[2, n]`: 1, but for three places that conduct badly and two that do well."""
+    """The field to be found, at `points` `[2, n]`: 1, except at three places that conduct badly and two that do well."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(-1, 1, (5, 2))
-    centres[(centres > 0).all(axis=1)] -= 1  # from the missing quarter of the square to that opposite
+    centres[(centres > 0).all(axis=1)] -= 1  # from the missing quarter of the square to the opposite one
     heights = rng.uniform(0.7, 1.3, 5) * [-1, 1, -1, 1, -1]
     widths = rng.uniform(0.15, 0.35, 5)
     distances = np.linalg.norm(points[:, None] - centres.T[:, :, None], axis=0)
@@ -257,7 +270,7 @@ def solve_directly(basis: skfem.Basis, diffusivity: np.ndarray, power: np.ndarra
 
 
 def make_readings(refinements: int, plate: Plate, seed: int) -> Readings:
-    """Read the temperatures of the true plate, from a finer mesh and in shorter steps than the model's, with noise."""
+    """The temperatures of the true plate, on a finer mesh and in shorter steps than the model's, with noise."""
     finer = linear_elements(refinements + 1)
     diffusivity = true_diffusivity(middles(finer), seed)
     states = solve_directly(finer, diffusivity, np.repeat(plate.power, FINER_STEPS), plate.dt / FINER_STEPS)
@@ -286,13 +299,13 @@ def assemble(plate: Plate, diffusivity: jax.Array) -> sparse.BCOO:
 
 @jax.jit
 def simulate(plate: Plate, diffusivity: jax.Array) -> jax.Array:
-    """The temperatures after each step, `[steps, nodes, heaters]`: all experiments side by side, from temperature 0."""
+    """The temperatures after each step, `[steps, nodes, heaters]`: all experiments at once, from temperature 0."""
     matrix = assemble(plate, diffusivity)
     mass_matrix = assemble(plate, jnp.zeros_like(diffusivity))
     tolerance = float(jnp.finfo(matrix.dtype).eps) ** 0.75
 
     def step(state: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Not from `x0=state`: the backward pass would start from there too, where it is no guess at all.
+        # Not from `x0=state`: the backward pass would start there too, and for it that is no good guess.
         right = mass_matrix @ state + plate.dt * on * plate.heat
         state, _ = jax.scipy.sparse.linalg.cg(lambda x: matrix @ x, right, tol=tolerance)
         return state, state
@@ -312,19 +325,19 @@ def take_readings(plate: Plate, states: jax.Array | np.ndarray) -> jax.Array:
 
 
 def misfit_of(temperatures: jax.Array, readings: Readings) -> jax.Array:
-    """The mean square of the difference of temperatures from those read, in units of the noise."""
+    """The mean square of the difference between temperatures and readings, in units of the noise."""
     return jnp.mean(((temperatures - readings.temperatures) / readings.noise) ** 2)
 
 
 def loss(parameters: jax.Array, plate: Plate, readings: Readings) -> tuple[jax.Array, jax.Array]:
-    """The misfit with the penalty on rough fields, and the misfit alone."""
+    """The misfit plus the penalty on rough fields, and the misfit alone."""
     states = simulate(plate, diffusivity_of(plate, parameters))
     misfit = misfit_of(take_readings(plate, states), readings)
     return misfit + SMOOTHNESS * parameters @ plate.roughness @ parameters, misfit
 
 
 def check_states(basis: skfem.Basis, plate: Plate, diffusivity: np.ndarray) -> tuple[float, float]:
-    """Print how far all temperatures are from those of the direct solver, in single and in double precision."""
+    """Print how far all temperatures are from those of the direct solver, in single and double precision."""
     expected = solve_directly(basis, diffusivity, plate.power, plate.dt)
 
     def error(double: bool) -> float:
@@ -332,7 +345,7 @@ def check_states(basis: skfem.Basis, plate: Plate, diffusivity: np.ndarray) -> t
             return float(np.abs(np.asarray(simulate(plate, diffusivity)) - expected).max() / expected.max())
 
     single, double = error(False), error(True)
-    print("Largest difference of all temperatures from SciPy's direct solver, relative to the highest:")
+    print("Largest difference of all temperatures from those of SciPy's direct solver, relative to the highest:")
     print(f"  {single:.0e} in single precision, {double:.0e} in double")
     return single, double
 
@@ -381,12 +394,12 @@ def descend(plate: Plate, readings: Readings, steps: int) -> Run:
 
 
 def field_error(diffusivity: np.ndarray | float, truth: np.ndarray) -> float:
-    """The relative error of a field, in the root mean square; all triangles are of one size."""
+    """The relative error of a field, root mean square; all triangles have the same size."""
     return float(np.linalg.norm(diffusivity - truth) / np.linalg.norm(truth))
 
 
 def parts_of_plate(basis: skfem.Basis, plate: Plate, states: np.ndarray) -> dict[str, np.ndarray]:
-    """Parts of the plate in which the diffusivity may be known well or badly, as masks of the triangles."""
+    """Parts of the plate where the diffusivity may be known well or badly, as masks of the triangles."""
     # Where the temperature has no slope, the diffusivity has no effect.
     corners = states[:, basis.mesh.t]  # [steps, 3, triangles, heaters]
     squared_slopes = np.einsum("ijk,tikh,tjkh->k", plate.stiffness.reshape(3, 3, -1), corners, corners)
@@ -413,19 +426,21 @@ def print_report(
     constant: float,
     true_misfit: float,
 ) -> None:
-    """Print how near the recovered field is, and where it is not, and how fast it came."""
+    """Print how close the recovered field is to the true one, where it is not, and how long it took."""
     steps = len(errors) - 1
     print(f"\nError of the diffusivity (relative, root mean square), {steps} steps of descent:")
     print(f"  {errors[0]:6.1%}  at the start, diffusivity 1")
     print(f"  {constant:6.1%}  of the best constant, {truth.mean():.2f}")
-    print(f"  {errors[-1]:6.1%}  recovered; of this field")
+    print(f"  {errors[-1]:6.1%}  recovered; in parts of the plate:")
     for name, part in parts_of_plate(basis, plate, states).items():
         if part.any():
             print(f"    {field_error(run.diffusivities[-1][part], truth[part]):6.1%}  {name}")
     print("Misfit of the readings (mean square, in units of the noise):")
-    print(f"  {run.misfits[0]:.2f} at the start, {run.misfits[-1]:.2f} at last, {true_misfit:.2f} of the true field")
+    print(f"  {run.misfits[0]:.2f} at the start, {run.misfits[-1]:.2f} at the end, {true_misfit:.2f} of the true field")
     rate = steps / run.seconds
-    print(f"{rate:.1f} steps per second, compilation not counted, each {len(plate.power)} time steps forth and back")
+    print(
+        f"{rate:.1f} steps per second, without compilation; each is {len(plate.power)} time steps forward and backward"
+    )
 
 
 def draw_plot(
@@ -438,13 +453,49 @@ def draw_plot(
     errors: list[float],
     constant: float,
 ) -> Figure:
-    """Draw the true field, the recovered one and their ratio, the temperatures of one experiment, and the descent."""
+    """Draw the fields, the sum that is learnt through, the temperatures of one experiment, and the descent."""
     figure = Figure(figsize=(15, 9.4), layout="constrained")
-    axes = figure.subplots(2, 3)
-    plot_diffusivities(axes[0], mesh, truth, run.diffusivities[-1])
-    plot_experiment(axes[1, :2], mesh, plate, readings, states, run.diffusivities[0])
-    plot_descent(axes[1, 2], run, errors, constant)
+    fields, below = figure.subfigures(2, 1)
+    field_axes = fields.subplots(1, 3)
+    matrices, experiment, descent = below.subfigures(1, 3)
+    plot_matrices(matrices)
+    plot_diffusivities(field_axes, mesh, truth, run.diffusivities[-1])
+    plot_experiment(experiment.subplots(), field_axes[2], plate, readings, states, run.diffusivities[0])
+    plot_descent(descent, run, errors, constant)
     return figure
+
+
+BLUE, ORANGE, VIOLET = "#cfe2f6", "#fbdcb4", "#dcd3ef"
+
+
+def plot_matrices(figure: SubFigure) -> None:
+    """Draw M, the pieces of K and their sum, for the coarsest mesh: in each cell the number of values it stores."""
+    basis = linear_elements(0)
+    plan, mass_matrix, pieces = plan_sum(basis)
+    figure.suptitle("The sum, on the coarsest mesh (digits: values stored)")
+    (mesh_axes, mass_axes), (pieces_axes, sum_axes) = figure.subplots(2, 2)
+    mesh_axes.triplot(*basis.mesh.p, basis.mesh.t.T, color="black", linewidth=1)
+    for node, (x, y) in enumerate(basis.mesh.p.T):
+        mesh_axes.text(
+            x, y, str(node), ha="center", va="center", fontsize=9, bbox={"boxstyle": "circle", "fc": "white"}
+        )
+    mesh_axes.set_axis_off()
+    mesh_axes.set(aspect="equal", title=f"{basis.mesh.nelements} triangles, {basis.mesh.nvertices} nodes")
+    spy(mass_axes, np.transpose(mass_matrix.coords), BLUE, f"M: {mass_matrix.nnz} entries")
+    spy(pieces_axes, pieces.indices.T, ORANGE, f"K: {len(pieces.data)} pieces")
+    spy(sum_axes, plan.indices, VIOLET, f"M + dt K: {plan.nse} entries")
+
+
+def spy(axes: Axes, indices: Any, colour: str, title: str) -> None:
+    """Colour the cells that store something, and write how many values each of them stores."""
+    cells, counts = np.unique(indices, axis=0, return_counts=True)
+    size = int(cells.max()) + 1
+    stored = np.zeros((size, size))
+    stored[tuple(cells.T)] = 1
+    axes.pcolormesh(stored, cmap=ListedColormap(["white", colour]), edgecolors="lightgray", linewidth=0.5)
+    for (row, column), count in zip(cells, counts, strict=True):
+        axes.text(column + 0.5, row + 0.55, str(count), ha="center", va="center", fontsize=8)
+    axes.set(aspect="equal", ylim=(size, 0), title=title, xticks=[], yticks=[])
 
 
 def plot_diffusivities(axes: np.ndarray, mesh: skfem.MeshTri, truth: np.ndarray, recovered: np.ndarray) -> None:
@@ -460,47 +511,47 @@ def plot_diffusivities(axes: np.ndarray, mesh: skfem.MeshTri, truth: np.ndarray,
 
 
 def plot_experiment(
-    axes: np.ndarray,
-    mesh: skfem.MeshTri,
-    plate: Plate,
-    readings: Readings,
-    states: np.ndarray,
-    start: np.ndarray,
+    axes: Axes, map_axes: Axes, plate: Plate, readings: Readings, states: np.ndarray, start: np.ndarray
 ) -> None:
-    """Plot one experiment: temperatures when its heater goes off, and at three sensors against the time."""
-    heater, off = len(HEATERS) - 1, int(plate.power.sum())
+    """Plot the temperatures of one experiment against the time, at three sensors, and mark these on the map."""
+    heater = len(HEATERS) - 1
     times = plate.dt * np.arange(1, len(states) + 1)
-    title = f"Temperature at time {times[off - 1]:.2g}"
-    plot_field(axes[0], mesh, states[off - 1, :, heater], title, cmap="inferno", vmin=0)
-
     nearest = np.argsort(np.linalg.norm(sensors() - HEATERS[heater][:, None], axis=0))
     before, after = (np.asarray(take_readings(plate, each)) for each in (simulate(plate, start), states))
-    for sensor, colour in zip(nearest[[0, len(nearest) // 4, -1]], ("tab:blue", "tab:green", "tab:red"), strict=True):
-        axes[0].plot(*sensors()[:, sensor], "o", color=colour, markeredgecolor="white", markersize=11)
-        axes[1].plot(times, readings.temperatures[:, sensor, heater], ".", color=colour)
-        axes[1].plot(times, after[:, sensor, heater], color=colour, linewidth=2)
-        axes[1].plot(times, before[:, sensor, heater], ":", color=colour)
-    for style, label in ((".", "read"), ("-", "of the recovered diffusivity"), (":", "of diffusivity 1, the start")):
-        axes[1].plot([], [], style, color="black", label=label)
-    axes[1].set(xlabel="time", ylabel="temperature", title="Temperatures at the three sensors marked on the left")
-    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize="small")
+    for sensor, colour in zip(nearest[[0, len(nearest) // 4, -1]], ("#0072B2", "#009E73", "#D55E00"), strict=True):
+        map_axes.plot(*sensors()[:, sensor], "o", color=colour, markeredgecolor="white", markersize=11)
+        axes.plot(times, readings.temperatures[:, sensor, heater], ".", color=colour)
+        axes.plot(times, after[:, sensor, heater], color=colour, linewidth=2)
+        axes.plot(times, before[:, sensor, heater], ":", color=colour)
+    for style, label in (
+        (".", "read"),
+        ("-", "with the recovered diffusivity"),
+        (":", "with diffusivity 1, the start"),
+    ):
+        axes.plot([], [], style, color="black", label=label)
+    axes.set(xlabel="time", ylabel="temperature", title="Temperatures at the three coloured sensors")
+    axes.legend(loc="upper right", fontsize="small")
 
 
-def plot_descent(axes: Axes, run: Run, errors: list[float], constant: float) -> None:
-    """Plot the misfit and the error of the field against the step of the descent."""
-    axes.plot(run.misfits, color="tab:orange", linewidth=2, label="misfit, in units of the noise")
-    axes.axhline(1, color="tab:orange", linestyle=":", label="misfit if noise alone were left")
-    axes.plot(100 * np.array(errors), color="tab:blue", linewidth=2, label="error of the diffusivity, in %")
-    axes.axhline(100 * constant, color="tab:blue", linestyle=":", label="error of the best constant, in %")
-    axes.set(yscale="log", xlabel="step of the descent", title=f"Descent to an error of {errors[-1]:.1%}")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize="small")
+def plot_descent(figure: SubFigure, run: Run, errors: list[float], constant: float) -> None:
+    """Plot the error of the field and the misfit against the step of the descent."""
+    error_axes, misfit_axes = figure.subplots(2, 1, sharex=True)
+    error_axes.plot(100 * np.array(errors), color="#0072B2", linewidth=2)
+    error_axes.axhline(100 * constant, color="#0072B2", linestyle=":")
+    error_axes.text(len(errors) - 1, 100 * constant, "best constant", ha="right", va="top", color="#0072B2")
+    error_axes.set(
+        ylabel="error of the diffusivity (%)", ylim=(0, None), title=f"Descent to an error of {errors[-1]:.1%}"
+    )
+    misfit_axes.plot(run.misfits, color="#D55E00", linewidth=2)
+    misfit_axes.axhline(1, color="#D55E00", linestyle=":")
+    misfit_axes.text(len(errors) - 1, 1, "noise alone", ha="right", va="bottom", color="#D55E00")
+    misfit_axes.set(yscale="log", xlabel="step of the descent", ylabel="misfit (units of the noise)")
+    misfit_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def plot_field(axes: Axes, mesh: skfem.MeshTri, values: np.ndarray, title: str, **style: Any) -> None:
-    """Colour the plate by values in triangles or at nodes; title and colour bar go where the square is cut out."""
-    shading = {"shading": "gouraud"} if len(values) == mesh.nvertices else {"edgecolors": "face", "linewidth": 1}
-    colours = axes.tripcolor(Triangulation(*mesh.p, mesh.t.T), values, **shading, **style)
+    """Colour the plate by values in triangles; title and colour bar go where the square is cut out."""
+    colours = axes.tripcolor(Triangulation(*mesh.p, mesh.t.T), values, edgecolors="face", linewidth=1, **style)
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.text(0.76, 0.95, title, transform=axes.transAxes, ha="center", fontsize="large")

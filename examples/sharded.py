@@ -1,33 +1,40 @@
-"""Add corrections to a graph of ten million edges, its rows spread over eight devices, and learn them.
+"""Add corrections to a graph whose rows are spread over eight devices, and learn them.
+
+Takes @@TIME@@ on two cores and @@GB@@ GB of memory, most of it compilation; `--large`, the same with a graph of ten
+million edges, takes @@TIME_LARGE@@ and @@GB_LARGE@@ GB. Needs the extra `examples` (of that matplotlib, scipy and
+tqdm).
 
 The nodes are numbered by age, as in a graph of citations: old ones have most edges, and the degrees follow a power law.
-So shards of equally many rows have very unequal work, and a sum takes as long as its fullest shard; all others are
-padded to that. `balanced_row_starts` cuts where the shards have equally many entries, and `repartition` moves rows that
-are on the devices already. Then come the sum, compared with SciPy's; the gradient of a loss by the corrections,
-compared with that on one device; a few steps of descent with a plan, which unites the patterns once; and timings.
+Shards with equally many rows therefore have very unequal work: a sum takes as long as the fullest shard, and all others
+are padded to its length. `balanced_row_starts` cuts so that the shards have equally many entries, and `repartition`
+moves rows that are already on the devices. Then come the sum, compared with SciPy's; the gradient of a loss by the
+corrections, compared with that on one device; a few steps of descent with a plan, which merges the patterns once; and
+timings.
 
-On a CPU, eight devices are made of the host: they share its cores and its memory, so that more shards than cores gain
-nothing but smaller pieces. The example shows what each device has to do; how fast eight of them are, only eight can
+On a CPU, the host is divided into eight devices: they share its cores and its memory, so more shards than cores gain
+nothing but smaller pieces. The example shows what each device has to do. How fast eight real ones are, only they can
 tell.
 
-What was found on a CPU of two cores, for 10,000,000 edges of 1,000,000 nodes and 2,000,000 corrections:
+Results of `--large` on a CPU with two cores: 10,000,000 edges of 1,000,000 nodes and 2,000,000 corrections.
 
-- Of equally many rows, the fullest shard has 5.5 times as many entries as the mean; balanced, 1.000 times, cut by a
-  sample of what lies on the devices, 1.001 times. The balanced shards have from 609 to 663,011 rows.
+- With equally many rows, the fullest shard has 5.5 times as many entries as the mean; balanced, 1.000 times, or 1.001
+  times if the cuts come from a sample of what is on the devices. The balanced shards have from 609 to 663,011 rows.
 - The sum equals SciPy's bit for bit, and communicates nothing, forward or backward. The gradient differs from that on
-  one device by 2e-7 of its largest entry; JAX's product of the sum and a vector, in the loss, takes an all-reduce.
-- With equally many rows, the eight shards take 4.2 to 4.5 times as long as balanced ones forward, 4.9 to 5.3 times with
-  the backward pass, 6.3 times with a plan: padding is merged too, 66 million slots instead of 12 million.
+  one device by 2e-7 of its largest entry. In the loss, JAX's product of the sum and a vector needs an all-reduce.
+- With equally many rows, eight shards take 4.2 to 4.5 times as long as balanced ones forward, 4.9 to 5.3 times with the
+  backward pass, and 6.3 times with a plan, because padding is merged too: 66 million slots instead of 12 million.
 - With a plan, forward and backward take a sixth of the time on one shard, an eighth to a ninth on eight balanced ones.
 - Eight balanced shards take 0.80 to 0.83 times as long as one, 0.75 to 0.87 times with the backward pass, 0.55 times
-  with a plan. XLA uses both cores for a single shard as well: this is what smaller pieces gain, not what eight devices
-  would.
+  with a plan. XLA uses both cores for a single shard as well, so this is the gain of smaller pieces, not that of eight
+  devices.
 - One shard takes 1.02 to 1.10 times as long as `jsg.add` on one device, 0.9 to 1.0 times with a plan.
-- To go from equally many rows to balanced ones by `repartition` takes 13 to 17 s with the cuts and compilation: more
-  than half of the graph leaves one shard, and of blocks for all pairs of shards, each is as long as the largest flow.
+- Going from equally many rows to balanced ones by `repartition` takes 13 to 17 s, with the cuts and compilation: more
+  than half of the graph leaves one shard, and of the blocks for all pairs of shards, each is as long as the largest.
   Where the cuts are known before the graph is loaded, give them to `from_shards`: 1.4 s.
 
-A run takes some three and a half minutes, much of it compilation.
+Results of the default run: 1,000,000 edges of 100,000 nodes and 200,000 corrections.
+
+@@DEFAULT_RESULTS@@
 """
 
 from __future__ import annotations
@@ -47,10 +54,9 @@ from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType, Mesh
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 from scipy.sparse import coo_array, csr_array
+from tqdm import tqdm
 
 import jax_sparse_grad as jsg
 from jax_sparse_grad.sharded import RowSharded
@@ -63,23 +69,22 @@ FORWARD = "forward"
 BACKWARD = "forward and backward"
 PLANNED = "forward and backward, planned"
 
-STYLES: dict[str, dict[str, Any]] = {
-    FORWARD: {"color": "tab:blue", "marker": "^"},
-    BACKWARD: {"color": "tab:green", "marker": "o", "linewidth": 2.5},
-    PLANNED: {"color": "tab:orange", "marker": "s"},
-}
+# Okabe and Ito's colours, which all eyes can tell apart.
+COLOURS = {FORWARD: "#56B4E9", BACKWARD: "#0072B2", PLANNED: "#009E73"}
 EVEN, BALANCED = "equally many rows", "balanced"
-COLOURS = {EVEN: ("tab:red", "lightcoral"), BALANCED: ("tab:green", "lightgreen")}  # of the graph, of the corrections
+SHADES = {EVEN: ("#D55E00", "#F0B48A"), BALANCED: ("#0072B2", "#8FC1E3")}  # of the graph, of the corrections
+
+LARGE = {"nodes": 1_000_000, "edges": 10_000_000, "corrections": 2_000_000, "shard_counts": (1, 2, 4, 8)}
 
 
 class Problem(NamedTuple):
-    """A graph, corrections to it, and what they are to be learnt from.
+    """A graph, corrections to it, and what the corrections are learnt from.
 
     graph: the adjacency, float32 `[nodes, nodes]`; row i holds the edges of node i to the nodes that cite it.
-    corrections: the same; half of its entries lie on edges of the graph, half beside them.
+    corrections: the same; half of its entries lie on edges of the graph, the other half do not.
     signal: `[nodes]`, 1 or -1 at each node.
-    wanted: `[nodes]`, the product of the signal with the graph and the corrections that are sought.
-    entries: `[nodes]`, of each row of the sum; 1 where it is empty.
+    wanted: `[nodes]`, the product of the signal and the graph with the corrections that are sought.
+    entries: `[nodes]`, of each row of the sum; 1 for empty rows.
     """
 
     graph: csr_array
@@ -90,7 +95,7 @@ class Problem(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """Where the rows are cut, and what each shard gets of them.
+    """Where the rows are cut, and what each shard gets.
 
     starts: `[shards + 1]`, the first row of each shard, and the number of rows.
     entries: `[2, shards]`, of the graph and of the corrections.
@@ -109,11 +114,11 @@ class Cuts(NamedTuple):
 class Result(NamedTuple):
     """The figures of a run.
 
-    skew_before: the entries of the fullest shard as a multiple of the mean, if all shards have equally many rows.
+    skew_before: the entries of the fullest shard divided by the mean, if all shards have equally many rows.
     skew_after: the same if the rows are cut by `balanced_row_starts`.
-    moved_alike: whether `repartition` on the devices gave what `partition` from the host gives.
+    moved_alike: whether `repartition` on the devices gave what `partition` gives from the host.
     sum_error: the largest difference between the sharded sum and SciPy's.
-    gradient_error: of the sharded gradient from that on a single device, as a part of the largest entry.
+    gradient_error: of the sharded gradient from that on a single device, relative to the largest entry.
     collectives: what the compiled sum communicates, forward and backward.
     losses: `[1 + steps]`, before each step of the descent and after the last.
     milliseconds: for each way the time on each set of devices.
@@ -132,22 +137,22 @@ class Result(NamedTuple):
 
 
 def main(
-    nodes: int = 1_000_000,
-    edges: int = 10_000_000,
-    corrections: int = 2_000_000,
-    shard_counts: tuple[int, ...] = (1, 2, 4, 8),
+    nodes: int = 100_000,
+    edges: int = 1_000_000,
+    corrections: int = 200_000,
+    shard_counts: tuple[int, ...] = (1, 8),
     *,
     steps: int = 10,
     rounds: int = 5,
     output: str | Path | None = None,
 ) -> Result:
-    """Balance a graph and its corrections over the devices, add them, learn the corrections, and measure the sum.
+    """Balance a graph and its corrections over the devices, add them, learn the corrections, and time the sum.
 
     Args:
       nodes: of the graph.
       edges: of the graph, all distinct.
       corrections: the number of entries of the second operand.
-      shard_counts: the numbers of shards for which the sum is timed; those beyond the number of devices are left out.
+      shard_counts: the numbers of shards for which the sum is timed; those above the number of devices are left out.
       steps: of the descent.
       rounds: of the measurements.
       output: the folder for the plot; by default `output` beside this file. Made if missing.
@@ -175,12 +180,12 @@ def main(
 
 
 def draw_problem(nodes: int, edges: int, corrections: int, seed: int = 0) -> Problem:
-    """Draw a graph whose nodes are numbered by age, as those of citations are, and corrections to it."""
+    """Draw a graph whose nodes are numbered by age, as in a graph of citations, and corrections to it."""
     rng = np.random.default_rng(seed)
     new = corrections // 2
     old = corrections - new
     keys = draw_edges(rng, nodes, edges + new)
-    # The first are the graph. The corrections are its last ones, and what lies behind it.
+    # The first ones are the graph. The corrections are the last ones of the graph, and what follows it.
     graph = as_matrix(keys[:edges], 1 - rng.random(edges, np.float32), nodes)
     values, sought = 0.1 * rng.standard_normal((2, corrections), np.float32)
     first, true = (as_matrix(keys[edges - old :], each, nodes) for each in (values, sought))
@@ -192,7 +197,7 @@ def draw_problem(nodes: int, edges: int, corrections: int, seed: int = 0) -> Pro
 def draw_edges(rng: np.random.Generator, nodes: int, number: int) -> np.ndarray:
     """The numbers `row * nodes + column` of distinct edges, in random order.
 
-    All nodes cite equally often. A node is cited the more often the older it is: about as (age rank)^(-2/3), so that
+    All nodes cite equally often. The older a node, the more often it is cited: in proportion to about rank^(-2/3), so
     the degrees follow a power law of exponent 2.5, like those of many graphs.
     """
     keys = np.empty(0, np.int64)
@@ -205,14 +210,14 @@ def draw_edges(rng: np.random.Generator, nodes: int, number: int) -> np.ndarray:
 
 
 def as_matrix(keys: np.ndarray, values: np.ndarray, nodes: int) -> csr_array:
-    """The matrix with the given values at distinct edges, sorted, its indices int32."""
+    """The matrix with the given values at distinct edges, sorted, with int32 indices."""
     order = np.argsort(keys)
     rows, columns = (each.astype(np.int32) for each in np.divmod(keys[order], nodes))
     return coo_array((values[order], (rows, columns)), shape=(nodes, nodes)).tocsr()
 
 
 def print_problem(problem: Problem, shards: int) -> None:
-    """Print how large the graph is, how uneven, and on what it is to be spread."""
+    """Print how large and how uneven the graph is, and on which devices it is spread."""
     graph, corrections = problem.graph, problem.corrections
     degrees = np.sort(np.diff(graph.indptr))[::-1]
     both = graph.nnz + corrections.nnz - int(np.diff((graph + corrections).indptr).sum())
@@ -231,12 +236,12 @@ def even_row_starts(rows: int, shards: int) -> np.ndarray:
 
 
 def balanced(problem: Problem, shards: int) -> np.ndarray:
-    """The starts of shards with equally much to add."""
+    """The starts of shards with equally many entries to add."""
     return jsg.sharded.balanced_row_starts([problem.graph, problem.corrections], shards)
 
 
 def cut(problem: Problem, starts: np.ndarray) -> Cuts:
-    """What each shard gets if the rows are cut there."""
+    """What each shard gets if the rows are cut at `starts`."""
     return Cuts(starts, np.array([np.diff(x.indptr[starts]) for x in (problem.graph, problem.corrections)]))
 
 
@@ -267,12 +272,12 @@ def spread(problem: Problem, starts: np.ndarray) -> tuple[RowSharded, RowSharded
 
 
 def rows_of(matrix: csr_array, start: int, stop: int) -> csr_array:
-    """A range of rows. Were the matrix in files, this would read those alone, and nothing would ever hold all."""
+    """A range of rows. If the matrix were in files, this would read only those, and no process would hold them all."""
     return matrix[start:stop]
 
 
 def move_rows(problem: Problem, cuts: dict[str, Cuts]) -> tuple[tuple[RowSharded, RowSharded], bool]:
-    """Load shards of equally many rows, then move rows from device to device; both operands, and if all went well."""
+    """Load shards of equally many rows, then move rows between devices; both operands, and whether they are right."""
     shards = len(cuts[EVEN].starts) - 1
     mesh = make_mesh(shards)
     start = time.perf_counter()
@@ -293,17 +298,17 @@ def move_rows(problem: Problem, cuts: dict[str, Cuts]) -> tuple[tuple[RowSharded
     print(f"\nThe same on {shards} devices")
     print(f"  loaded shard by shard, equally many rows in each: {loaded - start:.1f} s,")
     print(f"    room for {even[0].capacity:,} and {even[1].capacity:,} entries a shard")
-    print(f"  cuts found by a sample of what lies there: {cut(problem, found).skew:.3f} times the mean")
+    print(f"  cuts from a sample of what is there: the fullest shard has {cut(problem, found).skew:.3f} times the mean")
     print(
         f"  cuts and repartition: {moved - loaded:.1f} s with compilation, room for {x.capacity:,} and {y.capacity:,}"
     )
-    print(f"    {'the same' if alike else 'NOT THE SAME'} as what `partition` gives at once")
+    print(f"    {'the same' if alike else 'NOT THE SAME'} as `partition` gives directly")
     return (x, y), alike
 
 
 @jax.jit
 def add(x: Any, y: Any) -> Any:
-    """The sum, of row-sharded operands as of those on one device."""
+    """The sum, of row-sharded operands or of those on one device."""
     return jsg.sharded.add(x, y) if isinstance(x, RowSharded) else jsg.add(x, y)
 
 
@@ -314,7 +319,7 @@ def with_values(x: Any, values: jax.Array) -> Any:
 
 @jax.jit
 def forward_backward(x: Any, y: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-    """The sum, and the gradients of half the sum of its squares with respect to the values of both operands."""
+    """The sum, and the gradients of half the sum of its squares by the values of both operands."""
 
     def values_of(x_values: jax.Array, y_values: jax.Array) -> tuple[jax.Array, Any]:
         total = add(with_values(x, x_values), with_values(y, y_values))
@@ -328,7 +333,7 @@ def forward_backward(x: Any, y: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
 def planned_forward_backward(
     plan: Any, x_values: jax.Array, y_values: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The same of a plan; the indices of the sum are known."""
+    """The same by a plan; the indices of the sum are known already."""
     values, pull = jax.vjp(plan, x_values, y_values)
     return values, pull(values)
 
@@ -348,7 +353,7 @@ def check_sum(problem: Problem, x: RowSharded, y: RowSharded) -> tuple[float, li
     error = float(np.abs(values - expected.data).max()) if alike else np.inf
     collectives = [name for way in (add, forward_backward) for name in collectives_in(way.lower(x, y).compile())]
     print(
-        f"\nThe sum under jit: {int(total.nnz.sum()):,} entries, {'' if alike else 'NOT '}at the same places as SciPy's"
+        f"\nThe sum under jit: {int(total.nnz.sum()):,} entries, {'' if alike else 'NOT '}in the same places as SciPy's"
     )
     print(f"  largest difference of the values: {error:.1e}")
     print(f"  what the compiled program communicates, forward and backward: {', '.join(collectives) or 'nothing'}")
@@ -356,7 +361,7 @@ def check_sum(problem: Problem, x: RowSharded, y: RowSharded) -> tuple[float, li
 
 
 def entries_of(x: RowSharded, values: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The index rows and the values of all entries, without padding, which differs with the number of shards."""
+    """The index rows and the values of all entries, without padding, which depends on the number of shards."""
     indices = np.asarray(x.indices)
     kept = indices[:, 0] < x.shape[0]
     return indices[kept], np.asarray(values)[kept]
@@ -365,14 +370,14 @@ def entries_of(x: RowSharded, values: jax.Array) -> tuple[np.ndarray, np.ndarray
 def loss_of(total: Any, problem: Problem) -> jax.Array:
     """How far the signal at each node is from the one that is wanted.
 
-    Divided by the entries of each row, so that no curvature exceeds 1, and steps of length 1 cannot overshoot.
+    Divided by the entries of each row, so that no curvature exceeds 1 and steps of length 1 cannot overshoot.
     """
     matrix = total.matrix if isinstance(total, RowSharded) else total
     return 0.5 * jnp.sum((matrix @ problem.signal - problem.wanted) ** 2 / problem.entries)
 
 
 def check_gradient(problem: Problem, x: RowSharded, y: RowSharded) -> float:
-    """Print how far the gradient of a loss, by the corrections' values, is from that on a single device."""
+    """Print how far the gradient of a loss by the corrections' values is from that on a single device."""
 
     def loss(values: jax.Array, x: Any, y: Any) -> jax.Array:
         return loss_of(add(x, with_values(y, values)), problem)
@@ -383,8 +388,8 @@ def check_gradient(problem: Problem, x: RowSharded, y: RowSharded) -> float:
     expected = np.asarray(jax.jit(jax.grad(loss))(single_y.data, single_x, single_y))
     error = float(np.abs(gradient - expected).max() / np.abs(expected).max())
     print("\nThe gradient of a loss of the sum, by the corrections:")
-    print(f"  largest difference from that on one device: {error:.1e} of the largest entry")
-    print(f"  with JAX's product of the sum and a vector, it communicates: {', '.join(collectives_in(compiled))}")
+    print(f"  largest difference from that on one device: {error:.1e}, relative to the largest entry")
+    print(f"  JAX's product of the sum and a vector communicates: {', '.join(collectives_in(compiled)) or 'nothing'}")
     return error
 
 
@@ -397,7 +402,7 @@ def on_one_device(problem: Problem) -> tuple[BCOO, BCOO]:
 def descend(problem: Problem, x: RowSharded, y: RowSharded, steps: int) -> np.ndarray:
     """Print the losses while the corrections are learnt; `[1 + steps]`.
 
-    The patterns stay, so that one plan does for all steps.
+    The patterns stay the same, so one plan serves all steps.
     """
 
     @jax.jit
@@ -423,7 +428,7 @@ def descend(problem: Problem, x: RowSharded, y: RowSharded, steps: int) -> np.nd
 def measure(problem: Problem, counts: list[int], rounds: int) -> dict[str, dict[str, float]]:
     """The median time of the sum in each way and on each set of devices, in milliseconds.
 
-    Each round does all of them, one after the other. Compilation does not count, nor does making the plan.
+    Each round runs all of them, one after the other. Compilation and making the plan are not counted.
     """
     operands: dict[str, tuple[Any, Any]] = {ONE_DEVICE: on_one_device(problem)}
     for count in counts:
@@ -440,44 +445,48 @@ def measure(problem: Problem, counts: list[int], rounds: int) -> dict[str, dict[
         programs[FORWARD, name] = add, (x, y)
         programs[BACKWARD, name] = forward_backward, (x, y)
         programs[PLANNED, name] = planned_forward_backward, (plan, x.data, y.data)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda program: program[0].lower(*program[1]).compile(), programs.values()))
 
     seconds = np.zeros((1 + rounds, len(programs)))  # the first round warms up
-    for times in seconds:
-        for k, (function, arguments) in enumerate(programs.values()):
-            start = time.perf_counter()
-            jax.block_until_ready(function(*arguments))
-            times[k] = time.perf_counter() - start
+    with tqdm(total=len(programs) * (2 + rounds), desc="timing the sum") as progress:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(lambda program: program[0].lower(*program[1]).compile(), programs.values()):
+                progress.update()
+        for times in seconds:
+            for k, (function, arguments) in enumerate(programs.values()):
+                start = time.perf_counter()
+                jax.block_until_ready(function(*arguments))
+                times[k] = time.perf_counter() - start
+                progress.update()
     medians = dict(zip(programs, 1e3 * np.median(seconds[1:], axis=0), strict=True))
-    return {way: {name: float(medians[way, name]) for name in operands} for way in STYLES}
+    return {way: {name: float(medians[way, name]) for name in operands} for way in COLOURS}
 
 
 ONE_DEVICE = "jsg.add"
 
 
 def label(shards: int, *, even: bool = False) -> str:
-    """What a set of devices is called in tables."""
+    """The name of a set of devices in tables."""
     return f"{shards} shard{'s' * (shards > 1)}{', even' * even}"
 
 
 def print_times(milliseconds: dict[str, dict[str, float]], counts: list[int]) -> None:
-    """Print the times, and as multiples of those of the fewest shards and of the sum on one device."""
+    """Print the times, also divided by those on the fewest shards and on one device."""
     names = list(next(iter(milliseconds.values())))
-    print("\nTime of the sum in milliseconds, without compilation ('even': equally many rows in each shard)")
+    print("\nMedian time of the sum in milliseconds, without compilation ('even': equally many rows in each shard)")
     print(f"  {'':32}" + "".join(f"{name:>15}" for name in names))
     for way, times in milliseconds.items():
         print(f"  {way:32}" + "".join(f"{each:15,.0f}" for each in times.values()))
         for base in (label(min(counts)), ONE_DEVICE):
             print(
-                f"  {f'  times that of {base}':32}" + "".join(f"{each / times[base]:15.2f}" for each in times.values())
+                f"  {f'  divided by that of {base}':32}"
+                + "".join(f"{each / times[base]:15.2f}" for each in times.values())
             )
 
 
 def draw_plot(cuts: dict[str, Cuts], milliseconds: dict[str, dict[str, float]], counts: list[int]) -> Figure:
-    """Draw the rows and the entries of each shard, and the time against the number of shards."""
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    rows_axes, work_axes, time_axes = figure.subplots(1, 3)
+    """Draw the rows and the entries of each shard, and the time of the sum on each set of devices."""
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    rows_axes, work_axes, time_axes = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.3))
     plot_rows(rows_axes, cuts)
     plot_work(work_axes, cuts)
     plot_times(time_axes, milliseconds, counts)
@@ -494,80 +503,78 @@ def places(cuts: dict[str, Cuts]) -> dict[str, np.ndarray]:
 
 
 def plot_rows(axes: Axes, cuts: dict[str, Cuts]) -> None:
-    """Plot the rows of each shard."""
+    """Plot the rows of each shard, with the numbers of the shortest and the longest."""
     for name, where in places(cuts).items():
-        axes.bar(where, np.diff(cuts[name].starts), BAR, color=COLOURS[name][0], label=name)
-    axes.set(yscale="log", title="Rows of each shard", xlabel="shard", ylabel="rows")
-    axes.set_xticks(range(len(cuts[EVEN].starts) - 1))
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, 5 * high)  # room for the legend
+        rows = np.diff(cuts[name].starts)
+        axes.bar(where, rows, BAR, color=SHADES[name][0], label=name)
+        for shard in {int(np.argmin(rows)), int(np.argmax(rows))} if name == BALANCED else ():
+            write(axes, f"{rows[shard]:,}", where[shard], rows[shard], color=SHADES[name][0])
+    axes.set(title="Rows of each shard", xlabel="shard", ylabel="rows")
+    axes.set_xticks(range(len(where)))
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(loc="upper center", ncols=2)
+    axes.legend(loc="upper left")
+
+
+def write(axes: Axes, text: str, x: float, y: float, **style: Any) -> None:
+    """Write something just above a point."""
+    axes.annotate(text, (x, y), (0, 3), textcoords="offset points", **{"ha": "center", "va": "bottom"} | style)
 
 
 def plot_work(axes: Axes, cuts: dict[str, Cuts]) -> None:
-    """Plot the entries of each shard, and what padding brings them to."""
-    unit = 1e6 if cuts[EVEN].entries.sum() > 1e6 else 1e3
+    """Plot the entries of each shard, and the length that padding brings them to."""
+    unit, scale = (1e6, "millions") if cuts[EVEN].entries.sum() > 1e7 else (1e3, "thousands")
     for name, where in places(cuts).items():
         graph, corrections = cuts[name].entries / unit
-        strong, light = COLOURS[name]
+        strong, light = SHADES[name]
         axes.bar(where, graph, BAR, color=strong)
         axes.bar(where, corrections, BAR, graph, color=light)
-        # Of each operand, all shards have the room that the fullest one needs.
-        room = np.full(len(where), (cuts[name].entries.max(axis=1) / unit).sum())
-        axes.bar(where, room, BAR, fill=False, edgecolor=strong, linestyle=":")
-    mean = cuts[EVEN].entries.sum() / unit / len(where)
+        # For each operand, all shards have the room that the fullest one needs.
+        room = (cuts[name].entries.max(axis=1) / unit).sum()
+        axes.bar(where, np.full(len(where), room), BAR, fill=False, edgecolor=strong, linestyle=":")
+    even, (graph, corrections) = places(cuts)[EVEN], cuts[EVEN].entries / unit
+    top = (cuts[EVEN].entries.max(axis=1) / unit).sum()
+    beside = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9}
+    axes.text(even[0] + BAR, graph[0] - 0.1 * top, "graph", color=SHADES[EVEN][0], **beside)
+    for shard in range(2, len(even)):
+        axes.text(even[shard], 0.6 * top, "padding, merged too", color=SHADES[EVEN][0], **beside)
+    mean = cuts[EVEN].entries.sum() / unit / len(even)
     axes.axhline(mean, color="black", linewidth=1)
-    scale = "millions" if unit == 1e6 else "thousands"
-    axes.set(title="Work of each shard", xlabel="shard", ylabel=f"entries, {scale}")
-    axes.set_xticks(range(len(where)))
-    axes.set_ylim(0, 1.3 * axes.dataLim.y1)
+    write(axes, "mean", len(even) - 0.4, mean, ha="right")
+    axes.set(title="Entries of each shard", xlabel="shard", ylabel=f"entries, {scale}")
+    axes.set_xticks(range(len(even)))
+    axes.set_ylim(0, 1.1 * top)
     axes.grid(axis="y", alpha=0.25)
-    handles = [
-        Patch(color="dimgray", label="graph"),
-        Patch(color="lightgray", label="corrections"),
-        Patch(fill=False, edgecolor="dimgray", linestyle=":", label="padding, merged too"),
-        Line2D([], [], color="black", linewidth=1, label="mean of the entries"),
-    ]
-    axes.legend(handles=handles, loc="upper right", ncols=2)
 
 
 def plot_times(axes: Axes, milliseconds: dict[str, dict[str, float]], counts: list[int]) -> None:
-    """Plot the time of the sum against the number of shards, and what the cores allow."""
-    cores = os.cpu_count() or 1
-    on_cpu = jax.default_backend() == "cpu"
-    gain = np.array([min(count, cores) if on_cpu else count for count in counts]) / counts[0]
-    for way, times in milliseconds.items():
-        axes.plot(counts, [times[label(count)] for count in counts], label=way, **STYLES[way])
-        axes.plot(counts, times[label(counts[0])] / gain, color=STYLES[way]["color"], linestyle=":", linewidth=1)
-        even = times[label(max(counts), even=True)]
-        axes.plot(max(counts), even, marker=STYLES[way]["marker"], color=STYLES[way]["color"], fillstyle="none", ls="")
-    axes.plot(
-        [],
-        [],
-        color="gray",
-        linestyle=":",
-        linewidth=1,
-        label=f"1 shard's time / {cores} (cores)" if on_cpu else "ideal",
+    """Plot the time of the sum on each set of devices, and what shards of equally many rows cost."""
+    names, most = list(milliseconds[FORWARD]), max(counts)
+    even, width = label(most, even=True), 0.8 / len(milliseconds)
+    for k, (way, times) in enumerate(milliseconds.items()):
+        where = np.arange(len(names)) + (k - 1) * width
+        axes.bar(where, list(times.values()), width, color=COLOURS[way], label=way)
+        ratio = times[even] / times[label(most)]
+        write(axes, f"{ratio:.1f}x", where[names.index(even)], times[even])
+    axes.set(title="Time of the sum", ylabel="milliseconds")
+    axes.set_xticks(
+        range(len(names)), [name.replace(", even", "\nequally\nmany rows\n(x of balanced)") for name in names]
     )
-    axes.plot([], [], color="gray", marker="o", fillstyle="none", linestyle="", label="equally many rows")
-    axes.set(xscale="log", yscale="log", title="Time of the sum", xlabel="shards", ylabel="milliseconds")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize="small")
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(loc="upper left")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Add row-sharded sparse matrices, differentiate and time the sum.")
+    parser.add_argument("--large", action="store_true", help="a graph of ten million edges, on 1, 2, 4 and 8 shards")
     parser.add_argument("--steps", type=int, default=10, help="of the descent (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of the measurements (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder for the plot (default: output, beside this file)")
     arguments = parser.parse_args()
-    # Of the host; other devices, if there are any, are as many as they are. Before the first computation.
+    # Before the first computation. Concerns the host only: other devices, if there are any, are as many as they are.
     jax.config.update("jax_num_cpu_devices", 8)
-    main(steps=arguments.steps, rounds=arguments.rounds, output=arguments.output)
+    size: dict[str, Any] = LARGE if arguments.large else {}
+    main(**size, steps=arguments.steps, rounds=arguments.rounds, output=arguments.output)
