@@ -245,7 +245,7 @@ def heat_loads(basis: skfem.Basis) -> np.ndarray:
 
 
 def true_diffusivity(points: np.ndarray, seed: int) -> np.ndarray:
-    """The field to be found, at `points` `[2, n]`: 1, except at three places that conduct badly and two that do well."""
+    """The field to be found, at `points` `[2, n]`: 1, except in three places of low and two of high."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(-1, 1, (5, 2))
     centres[(centres > 0).all(axis=1)] -= 1  # from the missing quarter of the square to the opposite one
@@ -559,10 +559,9 @@ def plot_field(axes: Axes, mesh: skfem.MeshTri, values: np.ndarray, title: str, 
     extend = "both" if values.min() < low or values.max() > high else "neither"
     place = axes.inset_axes((0.57, 0.87, 0.38, 0.04))
     bar = axes.figure.colorbar(colours, cax=place, orientation="horizontal", extend=extend)
-    if isinstance(colours.norm, LogNorm):
-        bar.set_ticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if low <= tick <= high])
-        bar.ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        bar.ax.xaxis.set_minor_locator(NullLocator())
+    bar.set_ticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if low <= tick <= high])
+    bar.ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    bar.ax.xaxis.set_minor_locator(NullLocator())
 
 
 if __name__ == "__main__":

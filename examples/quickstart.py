@@ -1,25 +1,28 @@
-"""Learn the edges of a graph: tell handwritten digits apart when only four images of each are labelled.
+"""Learn the edges of a graph: classify handwritten digits when only four images of each are labelled.
+
+Takes @@TIME@@ on two cores and @@GB@@ GB of memory. Needs the extra `examples` (of that matplotlib, optax, scikit-learn
+and tqdm).
 
 The images are the nodes. A fixed graph joins each image to its nearest neighbours; a second, learnable one joins it to
-further candidates. Both are sparse and they overlap in part; the adjacency is their sparse sum, by a plan made once.
-Labels spread from the labelled images over the adjacency, and the weights of the candidate edges are learnt through
-that sum. The labels of all other images are held out: they measure the accuracy and take part in nothing else. The
-settings below were chosen on other draws of labelled images than those that a run reports, but for the number of steps,
-which was cut from 80 to 60, to save time, when four of these draws had been seen.
+further candidates. Both are sparse and overlap in part; the adjacency is their sparse sum, by a plan made once. Labels
+spread over the adjacency from the labelled images, and the weights of the candidate edges are learnt through that sum.
+The labels of all other images are held out: they measure the accuracy and are used for nothing else. The settings below
+were chosen on other draws of labelled images than those that a run reports, with one exception: the number of steps was
+cut from 80 to 60, to save time, after four of these draws had been seen.
 
-Two ways to learn are run side by side, and compared with the fixed graph alone and with the untrained sum. What twenty
-draws showed (`main(draws=20)`), in points of accuracy on held-out labels:
+Two ways to learn are run side by side, and compared with the fixed graph alone and with the untrained sum. Results of
+twenty draws (`main(draws=20)`), in points of accuracy on held-out labels:
 
-- Learnt from the labels alone (a random half of them must foretell the other half), the weights fit forty labels by
-  heart. That gained 0.6 on the untrained sum, but in 11 of the 20 draws only.
-- It helps reliably once the unlabelled images have a say as well: each should end near one class (low entropy), and all
-  together should fill the classes evenly, which presumes that the digits are about equally frequent. That gained 1.8
-  on the untrained sum, in all 20 draws, and 2.3 on the fixed graph alone, in 19. (Evening out the classes of the
-  untrained sum, without learning, gained 0.2.)
+- Learnt from the labels alone (a random half of them must predict the other half), the weights overfit forty labels.
+  That gained 0.6 on the untrained sum, but in only 11 of the 20 draws.
+- Learning helps reliably once it uses the unlabelled images as well: each should end up near one class (low entropy),
+  and all together should fill the classes evenly, which presumes that the digits are about equally frequent. That
+  gained 1.8 on the untrained sum, in all 20 draws, and 2.3 on the fixed graph alone, in 19. (Evening out the classes of
+  the untrained sum, without learning, gained 0.2.)
 
-Where the candidates are bad, learning repairs much of the harm they do, but gains little or nothing on the fixed graph
-alone: so it was for the first 200 images only, of which twenty are too many to be neighbours of one, and for candidates
-that matched only when shifted, a quarter of which joined different digits.
+Where the candidates are bad, learning repairs much of the harm that they do, but gains little or nothing over the fixed
+graph alone. That was so with only the first 200 images, where an image does not have twenty true neighbours, and with
+candidates that matched only when shifted, a quarter of which joined different digits.
 """
 
 from __future__ import annotations
@@ -45,13 +48,15 @@ CLASSES = 10
 LABELS_PER_CLASS = 4
 NEIGHBOURS = 5  # of each image in the fixed graph
 CANDIDATES = 20  # of each image in the learnable graph
-SPREAD = 0.95  # the part of its score that a node takes from its neighbours at each step of the propagation
+SPREAD = 0.95  # the share of its score that a node takes from its neighbours in each step of the propagation
 ROUNDS = 15  # steps of the propagation
-EVENNESS = 5.0  # weight of the demand that classes be filled evenly
+EVENNESS = 5.0  # weight of the demand that classes are filled evenly
 
 OPTIMISER = optax.adam(0.1)
 
-# What the accuracies are of.
+BLUE, ORANGE, VIOLET = "#4C8BC9", "#E69F00", "#7B5EA7"  # edges of the fixed graph, of the learnable one, of both
+
+# What is compared.
 NEAREST = "nearest neighbours alone"
 UNTRAINED = "with candidates, untrained"
 EVENED = "with candidates, untrained, classes evened"
@@ -80,7 +85,7 @@ class Labels(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training: candidate weights and held-out accuracy at `steps`, and the seconds that the steps took."""
+    """One training: candidate weights and held-out accuracy at `steps`, and the seconds that it took."""
 
     steps: list[int]
     weights: list[jax.Array]
@@ -91,7 +96,7 @@ class Run(NamedTuple):
 class Result(NamedTuple):
     """The figures of a run; accuracies are on held-out labels, the mean over all draws.
 
-    gradient_error: relative difference of the gradient from finite differences, along a random direction.
+    gradient_error: relative difference between the gradient and finite differences, along a random direction.
     accuracy_nearest: of the fixed graph alone.
     accuracy_before: of the sum with untrained candidates.
     accuracy_labels_only: of the sum with candidates learnt from the labels alone.
@@ -170,14 +175,14 @@ def show_ops() -> None:
 
 
 def dense(indices: jax.Array, values: jax.Array) -> list[str]:
-    """The rows of a 3x3 matrix in print."""
+    """The rows of a 3x3 matrix as text."""
     matrix = np.zeros((3, 3), int)
     matrix[tuple(np.asarray(indices).T)] = values
     return ["[" + " ".join(f"{entry:2d}" for entry in row) + "]" for row in matrix]
 
 
 def rounded(values: jax.Array) -> list[float]:
-    """Numbers as they print best."""
+    """Numbers without the noise of float32."""
     return [round(value, 3) for value in values.tolist()]
 
 
@@ -191,13 +196,13 @@ def build_graph(pictures: np.ndarray) -> Graph:
 
 
 def pixel_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances of all images in `a` from all in `b`."""
+    """Squared distances between all images in `a` and all in `b`."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     return (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
 
 
 def shifted_distances(pictures: np.ndarray) -> np.ndarray:
-    """Squared distances of all images from each other, when one of the two may move by a pixel or stay."""
+    """Squared distances between all images, where one of the two may move by a pixel."""
     _, height, width = pictures.shape
     padded = np.pad(pictures, ((0, 0), (1, 1), (1, 1)))
     shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
@@ -206,7 +211,7 @@ def shifted_distances(pictures: np.ndarray) -> np.ndarray:
 
 
 def neighbour_pairs(distances: np.ndarray, count: int) -> np.ndarray:
-    """The pairs `[m, 2]` of which one is among the `count` nearest of the other, each once."""
+    """The pairs `[m, 2]`, each once, in which one image is among the `count` nearest of the other."""
     apart = distances + np.diag(np.full(len(distances), np.inf))
     neighbours = np.argpartition(apart, count, axis=1)[:, :count]
     pairs = np.stack([np.repeat(np.arange(len(distances)), count), neighbours.ravel()], axis=1)
@@ -235,7 +240,7 @@ def same_digit(graph: Graph, truth: np.ndarray) -> np.ndarray:
 
 
 def draw_labels(truth: np.ndarray, seed: int) -> Labels:
-    """Choose the labelled images, as many of each digit."""
+    """Choose the labelled images, equally many of each digit."""
     rng = np.random.default_rng(seed)
     nodes = [rng.choice(np.flatnonzero(truth == digit), LABELS_PER_CLASS, replace=False) for digit in range(CLASSES)]
     return Labels(np.stack(nodes), np.setdiff1d(np.arange(len(truth)), nodes))
@@ -254,7 +259,7 @@ def propagate(graph: Graph, adjacency: jax.Array, seeds: jax.Array) -> jax.Array
     scale = jax.lax.rsqrt(sum_rows(adjacency))
     normalised = (adjacency * scale[rows] * scale[columns])[:, None]
 
-    @jax.checkpoint  # the backward pass repeats the cheap gather sooner than read it back from memory
+    @jax.checkpoint  # repeating the cheap gather in the backward pass is faster than reading it back from memory
     def spread(scores: jax.Array, _: None) -> tuple[jax.Array, None]:
         return SPREAD * sum_rows(normalised * scores[columns]) + (1 - SPREAD) * seeds, None
 
@@ -264,13 +269,13 @@ def propagate(graph: Graph, adjacency: jax.Array, seeds: jax.Array) -> jax.Array
 
 
 def seed_labels(size: int, nodes: jax.Array, chosen: jax.Array) -> jax.Array:
-    """One-hot labels `[size, classes]` at those nodes that are `chosen`, zero elsewhere."""
+    """One-hot labels `[size, classes]` at the `chosen` nodes, zero elsewhere."""
     digits = jnp.broadcast_to(jnp.arange(CLASSES)[:, None], nodes.shape)
     return jnp.zeros((size, CLASSES)).at[nodes, digits].set(chosen.astype(float))
 
 
 def loss(weights: jax.Array, graph: Graph, nodes: jax.Array, key: jax.Array, unlabelled: jax.Array) -> jax.Array:
-    """How badly a random half of the labels foretells the other half, and the unlabelled images' demands."""
+    """How badly a random half of the labels predicts the other half, plus the demands on unlabelled images."""
     halves = jnp.broadcast_to(jnp.arange(LABELS_PER_CLASS) < LABELS_PER_CLASS // 2, nodes.shape)
     chosen = jax.random.permutation(key, halves, axis=1, independent=True)
     size = graph.plan.shape[0]
@@ -278,11 +283,11 @@ def loss(weights: jax.Array, graph: Graph, nodes: jax.Array, key: jax.Array, unl
 
     logs = jnp.log(guess)
     targets = seed_labels(size, nodes, ~chosen)
-    foretold = -(targets * logs).sum() / targets.sum()
+    prediction = -(targets * logs).sum() / targets.sum()
     entropy = -(guess * logs).sum(axis=1).mean()
     share = guess.mean(axis=0)
     unevenness = (share * jnp.log(CLASSES * share)).sum()
-    return foretold + unlabelled * (entropy + EVENNESS * unevenness)
+    return prediction + unlabelled * (entropy + EVENNESS * unevenness)
 
 
 def check_gradient(graph: Graph, labels: Labels) -> float:
@@ -295,7 +300,7 @@ def check_gradient(graph: Graph, labels: Labels) -> float:
         value, gradient = value_and_grad(weights + distance * direction, graph, labels.nodes, jax.random.key(0), 1.0)
         return float(value), float(jnp.vdot(gradient, direction))
 
-    # The loss has but seven digits in float32, so the steps are wide; four points make their error one of fourth order.
+    # The loss has only seven digits in float32, so the steps are wide; with four points, the error is of fourth order.
     h = 0.1
     near, far = (along(k * h)[0] - along(-k * h)[0] for k in (1, 2))
     _, slope = along(0.0)
@@ -317,7 +322,7 @@ def update(
 
 
 def train(graph: Graph, labels: Labels, truth: np.ndarray, steps: int, unlabelled: float, progress: tqdm) -> Run:
-    """Learn the candidates' weights, all of which start at 1 as the fixed edges' are."""
+    """Learn the candidates' weights, which start at 1, like those of the fixed edges."""
     parameters = jnp.full(len(graph.pairs), np.log(np.expm1(1.0)))  # softplus makes them 1
     state = OPTIMISER.init(parameters)
     keys = list(jax.random.split(jax.random.key(0), steps))
@@ -332,7 +337,7 @@ def train(graph: Graph, labels: Labels, truth: np.ndarray, steps: int, unlabelle
         progress.set_postfix(loss=f"{value:.3f}", refresh=False)
         progress.update()
     seconds = time.perf_counter() - start
-    # Held-out labels come in only now.
+    # Held-out labels are used only from here on.
     shown = sorted({round(step) for step in np.linspace(0, steps, 21)})
     weights = [weights[step] for step in shown]
     return Run(shown, weights, [accuracy(graph, w, labels, truth) for w in weights], seconds)
@@ -346,13 +351,13 @@ def predict(graph: Graph, weights: jax.Array, nodes: jax.Array) -> jax.Array:
 
 
 def classify(graph: Graph, weights: jax.Array, labels: Labels, *, evened: bool = False) -> np.ndarray:
-    """The class of every image; `evened`: after each class's probabilities are brought to the same total."""
+    """The class of every image; `evened`: after scaling the probabilities of each class to the same total."""
     guess = np.asarray(predict(graph, weights, labels.nodes))
     return np.argmax(guess / guess.sum(axis=0) if evened else guess, axis=1)
 
 
 def accuracy(graph: Graph, weights: jax.Array, labels: Labels, truth: np.ndarray, *, evened: bool = False) -> float:
-    """The part of the held-out images that is classified rightly."""
+    """The share of the held-out images that are classified correctly."""
     return float((classify(graph, weights, labels, evened=evened) == truth)[labels.held_out].mean())
 
 
@@ -375,7 +380,7 @@ def accuracy_table(
 
 
 def print_report(table: dict[str, np.ndarray], steps: int, steps_per_second: float) -> None:
-    """Print the accuracies and what they show in this run."""
+    """Print the accuracies, and the gains over both baselines."""
     draws = len(table[LEARNT])
     print(f"\nAccuracy on held-out labels, {steps} steps of training for each draw of the labels:")
     print(f"  {'':44}   mean    lowest   highest")
@@ -386,8 +391,8 @@ def print_report(table: dict[str, np.ndarray], steps: int, steps_per_second: flo
         for baseline in (NEAREST, UNTRAINED):
             gain = table[name] - table[baseline]
             better = f"better in {(gain > 0).sum()} of {draws} draws"
-            print(f"    {100 * gain.mean():+.2f} points against '{baseline}', {better}")
-    print(f"{steps_per_second:.1f} steps per second, compilation not counted")
+            print(f"    {100 * gain.mean():+.2f} points over '{baseline}', {better}")
+    print(f"{steps_per_second:.1f} steps per second, without compilation")
 
 
 def draw_plot(
@@ -399,14 +404,60 @@ def draw_plot(
     learnt: list[Run],
     table: dict[str, np.ndarray],
 ) -> Figure:
-    """Draw the accuracy against the step, the learnt weights, and images that learning put right."""
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    curves, histogram, mended = figure.subfigures(1, 3, width_ratios=(1.15, 1, 1))
+    """Draw the sum on a few images; below it the accuracies, the learnt weights, and images that learning corrected."""
+    figure = Figure(figsize=(15, 9.6), layout="constrained")
+    sums, results = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    plot_sum(sums, graph, pictures)
+    curves, histogram, corrected = results.subfigures(1, 3, width_ratios=(1.15, 1, 1))
     plot_accuracy(curves, labels_only, learnt, table)
     plot_weights(histogram, np.asarray(learnt[0].weights[-1]), same_digit(graph, truth))
     before, after = (classify(graph, learnt[0].weights[k], labels) for k in (0, -1))
-    plot_mended(mended, pictures, truth, before, after, labels.held_out)
+    plot_corrected(corrected, pictures, truth, before, after, labels.held_out)
     return figure
+
+
+def plot_sum(figure: SubFigure, graph: Graph, pictures: np.ndarray) -> None:
+    """Draw both graphs and their sum on a few images, edges in the colour of the graphs that hold them."""
+    fixed_slots, candidate_slots = map(np.asarray, graph.plan.slots)
+    held = np.zeros((2, graph.plan.nse), bool)
+    held[0, fixed_slots], held[1, candidate_slots] = True, True
+    kinds = held[0] + 2 * held[1]  # 1: fixed alone, 2: learnable alone, 3: both
+    edges = np.asarray(graph.plan.indices)
+    nodes = choose_nodes(edges, kinds, len(pictures))
+    inside = np.isin(edges, nodes).all(axis=1) & (edges[:, 0] < edges[:, 1])
+    edges, kinds = np.searchsorted(nodes, edges[inside]), kinds[inside]
+    angles = 2 * np.pi * np.arange(len(nodes)) / len(nodes)
+    points = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+
+    names = "fixed: nearest neighbours", "learnable: candidates", "their sparse sum, which labels spread over"
+    figure.suptitle(
+        f"The sum that is learnt through, on {len(nodes)} of the {len(pictures):,} images", fontsize="x-large"
+    )
+    for axes, name, colours in zip(
+        figure.subplots(1, 3),
+        names,
+        ({1: BLUE, 3: BLUE}, {2: ORANGE, 3: ORANGE}, {1: BLUE, 2: ORANGE, 3: VIOLET}),
+        strict=True,
+    ):
+        for edge, kind in zip(edges, kinds, strict=True):
+            if kind in colours:
+                axes.plot(*points[edge].T, color=colours[kind], linewidth=3, zorder=1)
+        for (x, y), node in zip(points, nodes, strict=True):
+            axes.imshow(pictures[node], cmap="gray_r", extent=(x - 0.16, x + 0.16, y - 0.16, y + 0.16), zorder=2)
+        axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", title=name)
+        axes.set_axis_off()
+
+
+def choose_nodes(edges: np.ndarray, kinds: np.ndarray, images: int) -> np.ndarray:
+    """An image and two of its neighbours by edges of each kind, such that all kinds are as well represented as possible."""
+
+    def around(centre: int) -> tuple[np.ndarray, int]:
+        mine = edges[:, 0] == centre
+        nodes = np.unique([centre, *(n for kind in (1, 2, 3) for n in edges[mine & (kinds == kind), 1][:2])])
+        inside = np.isin(edges, nodes).all(axis=1)
+        return nodes, int(np.bincount(kinds[inside], minlength=4)[1:].min())
+
+    return max((around(centre) for centre in range(min(images, 100))), key=lambda choice: choice[1])[0]
 
 
 def plot_accuracy(figure: SubFigure, labels_only: list[Run], learnt: list[Run], table: dict[str, np.ndarray]) -> None:
@@ -424,7 +475,7 @@ def plot_accuracy(figure: SubFigure, labels_only: list[Run], learnt: list[Run], 
 
 
 def plot_weights(figure: SubFigure, weights: np.ndarray, same: np.ndarray) -> None:
-    """Plot how the learnt weights are spread, apart for candidates that join the same and different digits."""
+    """Plot the distribution of the learnt weights, separately for candidates that join equal and different digits."""
     axes = figure.subplots()
     bins = np.geomspace(weights.min(), weights.max() * 1.001, 50)
     for kind, name, colour in ((same, "same digit", "tab:blue"), (~same, "different digits", "tab:red")):
@@ -433,11 +484,11 @@ def plot_weights(figure: SubFigure, weights: np.ndarray, same: np.ndarray) -> No
         axes.hist(part, bins, weights=share, color=colour, alpha=0.55, label=f"{name} ({len(part):,})")
     axes.axvline(1, color="black", linestyle="--", linewidth=1, label="before training")
     axes.set(xscale="log", xlabel="learnt weight", ylabel="share of the edges of its kind (%)")
-    axes.set_title("Candidate edges by what they join (first draw)")
+    axes.set_title("Learnt weights of the candidate edges (first draw)")
     figure.legend(loc="outside lower center", fontsize="small", ncols=2)
 
 
-def plot_mended(
+def plot_corrected(
     figure: SubFigure,
     pictures: np.ndarray,
     truth: np.ndarray,
@@ -446,11 +497,11 @@ def plot_mended(
     held_out: np.ndarray,
 ) -> None:
     """Show some held-out images that were wrong before training and right after it, and count them."""
-    mended = held_out[(before != truth)[held_out] & (after == truth)[held_out]]
-    spoilt = held_out[(before == truth)[held_out] & (after != truth)[held_out]]
-    title = f"First draw: learning put {len(mended)} images right and {len(spoilt)} wrong"
+    corrected = held_out[(before != truth)[held_out] & (after == truth)[held_out]]
+    lost = held_out[(before == truth)[held_out] & (after != truth)[held_out]]
+    title = f"First draw: learning corrected {len(corrected)} images and lost {len(lost)}"
     figure.suptitle(f"{title}\n(class before → after)", fontsize="large")
-    shown = mended[np.linspace(0, len(mended) - 1, min(len(mended), 12)).round().astype(int)]
+    shown = corrected[np.linspace(0, len(corrected) - 1, min(len(corrected), 12)).round().astype(int)]
     for axes, image in zip_longest(figure.subplots(3, 4).flat, shown):
         axes.set_axis_off()
         if image is not None:
