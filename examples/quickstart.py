@@ -449,13 +449,13 @@ def plot_sum(figure: SubFigure, graph: Graph, pictures: np.ndarray) -> None:
 
 
 def choose_nodes(edges: np.ndarray, kinds: np.ndarray, images: int) -> np.ndarray:
-    """An image and two of its neighbours by edges of each kind, such that all kinds are as well represented as possible."""
+    """An image, and two of its neighbours by each kind of edge; that image around which all kinds occur most often."""
 
-    def around(centre: int) -> tuple[np.ndarray, int]:
+    def around(centre: int) -> tuple[np.ndarray, tuple[int, int]]:
         mine = edges[:, 0] == centre
         nodes = np.unique([centre, *(n for kind in (1, 2, 3) for n in edges[mine & (kinds == kind), 1][:2])])
-        inside = np.isin(edges, nodes).all(axis=1)
-        return nodes, int(np.bincount(kinds[inside], minlength=4)[1:].min())
+        counts = np.bincount(kinds[np.isin(edges, nodes).all(axis=1)], minlength=4)[1:]
+        return nodes, (counts.min(), -counts.sum())
 
     return max((around(centre) for centre in range(min(images, 100))), key=lambda choice: choice[1])[0]
 
