@@ -583,7 +583,7 @@ def print_differences(cases: list[Case]) -> list[str]:
 
 # The picture. One row for each input, and in it eight matrices of 3x3 unit squares; y points downwards.
 LABELS, MATRIX, GAP, GROUP_GAP, ROW, LINE = 6.6, 3.0, 1.0, 2.0, 4.2, 1.05
-BLUE, ORANGE, PURPLE, PINK = "#cfe2f6", "#fbdcb4", "#dcd3ef", "#fbd3d0"
+BLUE, ORANGE, PURPLE, PINK = "#cfe2f6", "#fbdcb4", "#bda6e0", "#fbd3d0"
 RED, GREEN = "#c62828", "#2e7d32"
 
 Cells = dict[tuple[int, int], list[float]]

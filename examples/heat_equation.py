@@ -465,7 +465,7 @@ def draw_plot(
     return figure
 
 
-BLUE, ORANGE, VIOLET = "#cfe2f6", "#fbdcb4", "#dcd3ef"
+BLUE, ORANGE, VIOLET = "#cfe2f6", "#fbdcb4", "#bda6e0"
 
 
 def plot_matrices(figure: SubFigure) -> None:
@@ -530,6 +530,7 @@ def plot_experiment(
     ):
         axes.plot([], [], style, color="black", label=label)
     axes.set(xlabel="time", ylabel="temperature", title="Temperatures at the three coloured sensors")
+    axes.margins(y=0.14)  # room for the legend
     axes.legend(loc="upper right", fontsize="small")
 
 
@@ -538,14 +539,14 @@ def plot_descent(figure: SubFigure, run: Run, errors: list[float], constant: flo
     error_axes, misfit_axes = figure.subplots(2, 1, sharex=True)
     error_axes.plot(100 * np.array(errors), color="#0072B2", linewidth=2)
     error_axes.axhline(100 * constant, color="#0072B2", linestyle=":")
-    error_axes.text(len(errors) - 1, 100 * constant, "best constant", ha="right", va="top", color="#0072B2")
+    error_axes.text(len(errors) - 1, 98 * constant, "best constant", ha="right", va="top", color="#0072B2")
     error_axes.set(
         ylabel="error of the diffusivity (%)", ylim=(0, None), title=f"Descent to an error of {errors[-1]:.1%}"
     )
     misfit_axes.plot(run.misfits, color="#D55E00", linewidth=2)
     misfit_axes.axhline(1, color="#D55E00", linestyle=":")
-    misfit_axes.text(len(errors) - 1, 1, "noise alone", ha="right", va="bottom", color="#D55E00")
-    misfit_axes.set(yscale="log", xlabel="step of the descent", ylabel="misfit (units of the noise)")
+    misfit_axes.text(len(errors) - 1, 0.95, "noise alone", ha="right", va="top", color="#D55E00")
+    misfit_axes.set(yscale="log", ylim=(0.6, None), xlabel="step of the descent", ylabel="misfit (units of the noise)")
     misfit_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 

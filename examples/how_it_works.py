@@ -27,7 +27,7 @@ SHAPE = (3, 3)
 A = [[1, 0, 0], [0, 2, 0], [3, 0, 4]]
 B = [[0, 0, 10], [0, 20, 0], [0, 0, 30]]
 
-BLUE, ORANGE, VIOLET = "#cfe2f6", "#fbdcb4", "#dcd3ef"
+BLUE, ORANGE, VIOLET = "#cfe2f6", "#fbdcb4", "#bda6e0"
 
 
 class Result(NamedTuple):
@@ -85,7 +85,7 @@ def check(total: BCOO, gradients: tuple[BCOO, ...]) -> None:
 
 
 # The picture, in units of a cell: two rows of three matrices; y points downwards.
-LEFTS, TOPS, WIDTH, HEIGHT = (0.3, 4.6, 8.9), (1.9, 7.2), 12.2, 11.3
+LEFTS, TOPS, WIDTH, HEIGHT = (0.3, 4.6, 8.9), (1.75, 7.3), 12.2, 11.4
 
 
 def draw_plot(a: BCOO, b: BCOO, total: BCOO, gradients: tuple[BCOO, ...], duplicated: int) -> Figure:
@@ -116,9 +116,11 @@ def draw_plot(a: BCOO, b: BCOO, total: BCOO, gradients: tuple[BCOO, ...], duplic
         say(axes, left - 0.65, TOPS[0] + 1.5, sign, size=30)
 
     draw_arrows(axes)
-    notes = "each entry of A takes its cell's", "each entry of B takes its cell's", "one value per stored entry"
+    notes = "only at A's own entries", "only at B's own entries", "at every stored entry"
     for left, gradient, name, note in zip(LEFTS, gradients, "ABC", notes, strict=True):
         draw_matrix(axes, left, TOPS[1], gradient, colours)
+        for row, column in colours.keys() - set(map(tuple, gradient.indices.tolist())):
+            say(axes, left + column + 0.5, TOPS[1] + row + 0.5, "nothing", size=11, color="0.6")
         say(axes, left + 1.5, TOPS[1] + 3.2, f"∂loss / ∂{name}", size=15, weight="bold", va="top")
         say(axes, left + 1.5, TOPS[1] + 3.7, note, color="dimgray", va="top")
     return figure
@@ -133,7 +135,7 @@ def draw_arrows(axes: Axes) -> None:
     axes.plot((c - 0.7, c - 0.7, a), (above, line, line), color="0.25", linewidth=2)
     for x in (a, b):
         axes.annotate("", (x, above), (x, line), arrowprops=arrow)
-    say(axes, (a + b) / 2, line - 0.15, "jax.grad: the gradient of C is gathered", va="bottom")
+    say(axes, (a + b) / 2, line - 0.15, "jax.grad: each entry gets the gradient of its cell", va="bottom")
     say(axes, c + 0.7, line - 0.35, "loss = Σ C²", va="bottom")
 
 

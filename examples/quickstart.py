@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
@@ -407,7 +408,7 @@ def draw_plot(
     """Draw the sum on a few images; below it the accuracies, the learnt weights, and images that learning corrected."""
     figure = Figure(figsize=(15, 9.6), layout="constrained")
     sums, results = figure.subfigures(2, 1, height_ratios=(1, 1.05))
-    plot_sum(sums, graph, pictures)
+    plot_sum(sums, graph, pictures, truth, np.asarray(learnt[0].weights[-1]))
     curves, histogram, corrected = results.subfigures(1, 3, width_ratios=(1.15, 1, 1))
     plot_accuracy(curves, labels_only, learnt, table)
     plot_weights(histogram, np.asarray(learnt[0].weights[-1]), same_digit(graph, truth))
@@ -416,48 +417,58 @@ def draw_plot(
     return figure
 
 
-def plot_sum(figure: SubFigure, graph: Graph, pictures: np.ndarray) -> None:
+def plot_sum(figure: SubFigure, graph: Graph, pictures: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> None:
     """Draw both graphs and their sum on a few images, edges in the colour of the graphs that hold them."""
-    fixed_slots, candidate_slots = map(np.asarray, graph.plan.slots)
-    held = np.zeros((2, graph.plan.nse), bool)
-    held[0, fixed_slots], held[1, candidate_slots] = True, True
-    kinds = held[0] + 2 * held[1]  # 1: fixed alone, 2: learnable alone, 3: both
     edges = np.asarray(graph.plan.indices)
-    nodes = choose_nodes(edges, kinds, len(pictures))
+    fixed = np.asarray(graph.plan(graph.fixed, jnp.zeros(2 * len(graph.pairs))))
+    learnable = np.asarray(graph.plan(0 * graph.fixed, jnp.tile(weights, 2)))
+    kinds = (fixed > 0) + 2 * (learnable > 0)  # 1: fixed alone, 2: learnable alone, 3: both
+    nodes = choose_nodes(edges, kinds, truth)
     inside = np.isin(edges, nodes).all(axis=1) & (edges[:, 0] < edges[:, 1])
-    edges, kinds = np.searchsorted(nodes, edges[inside]), kinds[inside]
-    angles = 2 * np.pi * np.arange(len(nodes)) / len(nodes)
-    points = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    angles = np.linspace(0, 2 * np.pi, len(nodes), endpoint=False)
+    points = dict(zip(nodes.tolist(), np.stack([np.sin(angles), np.cos(angles)], axis=1), strict=True))
+    shown = list(zip(edges[inside].tolist(), kinds[inside], (fixed + learnable)[inside], strict=True))
 
-    names = "fixed: nearest neighbours", "learnable: candidates", "their sparse sum, which labels spread over"
-    figure.suptitle(
-        f"The sum that is learnt through, on {len(nodes)} of the {len(pictures):,} images", fontsize="x-large"
+    title = (
+        f"What is learnt through: the sparse sum of two graphs, here on {len(nodes)} of the {len(pictures):,} images"
     )
-    for axes, name, colours in zip(
-        figure.subplots(1, 3),
-        names,
-        ({1: BLUE, 3: BLUE}, {2: ORANGE, 3: ORANGE}, {1: BLUE, 2: ORANGE, 3: VIOLET}),
-        strict=True,
-    ):
-        for edge, kind in zip(edges, kinds, strict=True):
+    figure.suptitle(title, fontsize="x-large")
+    panels = [
+        ("fixed edges: nearest neighbours\n", {1: BLUE, 3: BLUE}),
+        ("learnable edges: candidates,\nbefore training", {2: ORANGE, 3: ORANGE}),
+        (
+            "their sum after training (violet: in both graphs;\nwidth: weight; dotted: almost 0)",
+            {1: BLUE, 2: ORANGE, 3: VIOLET},
+        ),
+    ]
+    for axes, sign, (name, colours) in zip(figure.subplots(1, 3), " +=", panels, strict=True):
+        for ends, kind, total in shown:
             if kind in colours:
-                axes.plot(*points[edge].T, color=colours[kind], linewidth=3, zorder=1)
-        for (x, y), node in zip(points, nodes, strict=True):
-            axes.imshow(pictures[node], cmap="gray_r", extent=(x - 0.16, x + 0.16, y - 0.16, y + 0.16), zorder=2)
-        axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", title=name)
+                weight = total if sign == "=" else 1
+                style = {"linewidth": 2.2 * weight} if weight > 0.4 else {"linewidth": 1, "linestyle": ":"}
+                axes.plot(*np.transpose([points[end] for end in ends]), color=colours[kind], **style, zorder=1)
+        for node, (x, y) in points.items():
+            axes.imshow(pictures[node], cmap="gray_r", extent=(x - 0.2, x + 0.2, y - 0.2, y + 0.2), zorder=2)
+            axes.add_patch(Rectangle((x - 0.2, y - 0.2), 0.4, 0.4, fill=False, edgecolor="0.6", zorder=3))
+        axes.text(-1.75, 0, sign, fontsize=28, ha="center", va="center")
+        axes.text(0, -1.3, name, fontsize=12, ha="center", va="top")
+        axes.set(xlim=(-1.85, 1.65), ylim=(-1.6, 1.25), aspect="equal")
         axes.set_axis_off()
 
 
-def choose_nodes(edges: np.ndarray, kinds: np.ndarray, images: int) -> np.ndarray:
-    """An image, and two of its neighbours by each kind of edge; that image around which all kinds occur most often."""
+def choose_nodes(edges: np.ndarray, kinds: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """An image and some neighbours by each kind of edge, by digit: where all kinds occur, and edges between digits."""
 
-    def around(centre: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def around(centre: int) -> tuple[np.ndarray, tuple[int, ...]]:
         mine = edges[:, 0] == centre
-        nodes = np.unique([centre, *(n for kind in (1, 2, 3) for n in edges[mine & (kinds == kind), 1][:2])])
-        counts = np.bincount(kinds[np.isin(edges, nodes).all(axis=1)], minlength=4)[1:]
-        return nodes, (counts.min(), -counts.sum())
+        nodes = np.unique([centre, *(n for kind in (1, 2, 3) for n in edges[mine & (kinds == kind), 1][:3])])
+        inside = np.isin(edges, nodes).all(axis=1)
+        counts = np.bincount(kinds[inside], minlength=4)[1:]
+        between = (kinds[inside] == 2) & (np.diff(truth[edges[inside]])[:, 0] != 0)
+        return nodes, (min(counts.min(), 4), min(between.sum(), 6), -counts.sum())
 
-    return max((around(centre) for centre in range(min(images, 100))), key=lambda choice: choice[1])[0]
+    nodes, _ = max((around(centre) for centre in range(min(len(truth), 300))), key=lambda choice: choice[1])
+    return nodes[np.argsort(truth[nodes], kind="stable")]
 
 
 def plot_accuracy(figure: SubFigure, labels_only: list[Run], learnt: list[Run], table: dict[str, np.ndarray]) -> None:
