@@ -829,7 +829,7 @@ STYLES = {
 }
 LABELS = {
     OURS: "jax_sparse_grad",
-    "ours, planned before": "jax_sparse_grad, plan made before (moves no indices)",
+    "ours, planned before": "jax_sparse_grad by a plan (moves no indices)",
     COPY: "copy of operands and results (the memory's limit)",
 }
 
