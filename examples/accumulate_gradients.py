@@ -1,7 +1,6 @@
 """Train a table of embeddings on micro-batches, without ever making a gradient as large as the table.
 
-Takes @@TIME@@ on two cores and up to @@GB@@ GB of memory. Needs the extra `examples` (of that matplotlib, optax and
-tqdm).
+Takes two minutes on two cores and 2 GB of memory. Needs the extra `examples` (of that matplotlib, optax and tqdm).
 
 A classifier of documents looks up the embedding of each token and takes their mean; a small head predicts the topic, as
 in fastText. The documents are synthetic: eight topics, and tokens with the uneven frequencies of words. A step consists

@@ -1,8 +1,8 @@
 """The same lines in TensorFlow and in this package, side by side: where they agree, and where TensorFlow is wrong.
 
-Takes @@TIME_TF@@ on two cores. Needs the extra `examples` (of that matplotlib and tqdm). TensorFlow is optional (extra
-`bench-tensorflow`): without it, its answers are those recorded in this file, and marked so; with it, they are compared
-with the recorded ones, and any difference is reported.
+Takes 30 seconds on two cores, 40 with TensorFlow. Needs the extra `examples` (of that matplotlib and tqdm). TensorFlow
+is optional (extra `bench-tensorflow`): without it, its answers are those recorded in this file, and marked as such.
+With it, they are compared with the recorded ones, and any difference is reported.
 
 Each task below is written once with TensorFlow and once with this package. A third function, in NumPy with dense
 arrays, computes the right answer, and an answer counts as right only if it equals NumPy's exactly. What TensorFlow 2.21

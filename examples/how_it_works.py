@@ -1,6 +1,6 @@
 """What the package does in one picture: a sparse sum that stores each cell once, and its gradient at each operand.
 
-Takes 4 seconds on two cores. Needs the extra `examples` (of that only matplotlib).
+Takes 10 seconds on two cores. Needs the extra `examples` (of that only matplotlib).
 
 Two BCOO matrices share some cells. `jsg.add` merges them, so that a shared cell is stored once; JAX's own `A + B` would
 store it twice. Backwards, `jax.grad` gives each stored value of A and of B the gradient of the cell that it went into.
