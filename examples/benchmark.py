@@ -1,4 +1,4 @@
-"""Time sparse addition and its gradient: this package beside every other library that is installed.
+"""Time sparse addition and its gradient: this package and every other library that is installed.
 
 Takes @@BENCH@@ on two cores and up to @@GB@@ GB of memory; `--quick` takes @@QUICK@@. Needs the extra `bench`: the
 picture, the progress bar and the light peers (SciPy, GraphBLAS, PyData's sparse). The heavy peers have extras of their
@@ -24,7 +24,7 @@ the backward pass also the incoming gradient and the two outgoing ones). It is w
 that was made before moves no indices, so it may be faster than that.
 
 The table "what else" measures ours alone: wide keys, operands out of order, hybrid values, many operands, large sizes,
-eager calls and memory. On an NVIDIA GPU ours is also timed there, beside PyTorch and CuPy.
+eager calls and memory. On an NVIDIA GPU ours is also timed there, with PyTorch and CuPy.
 """
 
 from __future__ import annotations
@@ -639,7 +639,7 @@ def progress(what: str, steps: int) -> Iterator[Tick]:
 
 
 def say(text: str) -> None:
-    """Print beside a progress bar."""
+    """Print without disturbing a progress bar."""
     tqdm.write(text) if tqdm is not None else print(text, flush=True)
 
 
@@ -735,7 +735,7 @@ def other_problems(rounds: int, tick: Tick, *, large: bool) -> dict[str, float]:
     seconds = measure({name: forward_call(problem) for name, problem in problems.items()}, rounds, tick)
     entry = {name: seconds[name] / len(problem.a_values) for name, problem in problems.items()}
     return {
-        f"time an entry, {name} / 10^6 of one-word keys, forward": entry[name] / entry[""] for name in entry if name
+        f"time per entry, {name} / 10^6 of one-word keys, forward": entry[name] / entry[""] for name in entry if name
     }
 
 
@@ -884,7 +884,7 @@ def surroundings() -> dict[str, Any]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description="Time sparse addition and its gradient beside other libraries.")
+    parser = argparse.ArgumentParser(description="Time sparse addition and its gradient, in this and other libraries.")
     whole = {"type": lambda text: int(float(text))}  # allows 1e6
     parser.add_argument(
         "--sizes", nargs="+", metavar="N", **whole, help="entries of each operand; skips the other patterns"

@@ -50,7 +50,7 @@ import jax_sparse_grad as jsg
 Array = np.ndarray
 Shape = tuple[int, ...]
 
-COLUMN = 57  # the width of the left one of the two columns in print
+COLUMN = 57  # the width of the left column of the printed report
 LONG = 100  # arrays with more numbers are shown by their digest
 
 # The inputs that are drawn as matrices, and what they are about.

@@ -426,7 +426,7 @@ def print_report(
     constant: float,
     true_misfit: float,
 ) -> None:
-    """Print how close the recovered field is to the true one, where it is not, and how long it took."""
+    """Print how close the recovered field is to the true one, in parts of the plate too, and how long it took."""
     steps = len(errors) - 1
     print(f"\nError of the diffusivity (relative, root mean square), {steps} steps of descent:")
     print(f"  {errors[0]:6.1%}  at the start, diffusivity 1")
