@@ -1,7 +1,7 @@
 """Add corrections to a graph whose rows are spread over eight devices, and learn them.
 
-Takes @@TIME@@ on two cores and @@GB@@ GB of memory, most of it compilation; `--large`, the same with a graph of ten
-million edges, takes @@TIME_LARGE@@ and @@GB_LARGE@@ GB. Needs the extra `examples` (of that matplotlib, scipy and
+Takes 50 seconds on two cores, most of them for compilation, and 1.5 GB of memory. `--large` does the same with a graph
+of ten million edges, and more timings: 4 minutes and 8 GB. Needs the extra `examples` (of that matplotlib, scipy and
 tqdm).
 
 The nodes are numbered by age, as in a graph of citations: old ones have most edges, and the degrees follow a power law.
@@ -14,26 +14,30 @@ On a CPU, the host is divided into eight devices: they share its cores and its m
 nothing but smaller pieces. The example shows what each device has to do. How fast eight real ones are, only they can
 tell.
 
-Results of `--large` on a CPU with two cores: 10,000,000 edges of 1,000,000 nodes and 2,000,000 corrections.
+Results of `--large`, which sharded.png beside this file shows, on a CPU with two cores: 10,000,000 edges of 1,000,000
+nodes and 2,000,000 corrections. Ranges are those of several runs, some on a busy machine.
 
 - With equally many rows, the fullest shard has 5.5 times as many entries as the mean; balanced, 1.000 times, or 1.001
   times if the cuts come from a sample of what is on the devices. The balanced shards have from 609 to 663,011 rows.
 - The sum and its gradients equal SciPy's bit for bit, and nothing is communicated, forward or backward. In the loss,
   JAX's product of the sum and a vector needs an all-reduce.
-- With equally many rows, eight shards take 4.2 to 4.5 times as long as balanced ones forward, 4.9 to 5.3 times with the
-  backward pass, and 6.3 times with a plan, because padding is merged too: 66 million slots instead of 12 million.
-- With a plan, forward and backward take a sixth of the time on one shard, an eighth to a ninth on eight balanced ones.
-- Eight balanced shards take 0.80 to 0.83 times as long as one, 0.75 to 0.87 times with the backward pass, 0.55 times
+- With equally many rows, eight shards take 3.5 to 4.5 times as long as balanced ones forward, 3.8 to 5.3 times with the
+  backward pass, and 6.3 to 7.7 times with a plan, because padding is merged too: 66 million slots, not 12 million.
+- With a plan, forward and backward take a sixth to a seventh of the time on one shard, an eighth to an eleventh on
+  eight balanced ones.
+- Eight balanced shards take 0.76 to 0.85 times as long as one, 0.75 to 0.87 times with the backward pass, 0.5 times
   with a plan. XLA uses both cores for a single shard as well, so this is the gain of smaller pieces, not that of eight
   devices.
-- One shard takes 1.02 to 1.10 times as long as `jsg.add` on one device, 0.9 to 1.0 times with a plan.
-- Going from equally many rows to balanced ones by `repartition` takes 13 to 17 s, with the cuts and compilation: more
+- One shard takes 1.02 to 1.2 times as long as `jsg.add` on one device, 0.9 to 1.1 times with a plan.
+- Going from equally many rows to balanced ones by `repartition` takes 13 to 19 s, with the cuts and compilation: more
   than half of the graph leaves one shard, and of the blocks for all pairs of shards, each is as long as the largest.
   Where the cuts are known before the graph is loaded, give them to `from_shards`: 1.4 s.
 
 Results of the default run: 1,000,000 edges of 100,000 nodes and 200,000 corrections.
 
-@@DEFAULT_RESULTS@@
+- The skew is the same, 5.5 and 1.001, and so are the checks. The balanced shards have from 69 to 66,025 rows.
+- With equally many rows, eight shards take 6 times as long as balanced ones forward and backward, and 3.4 to 4 times
+  with a plan. Eight balanced shards take 0.6 to 0.7 times as long as `jsg.add` on one device.
 """
 
 from __future__ import annotations
@@ -516,7 +520,7 @@ def plot_rows(axes: Axes, cuts: dict[str, Cuts]) -> None:
         axes.bar(where, rows, BAR, color=SHADES[name][0], label=name)
         for shard in {int(np.argmin(rows)), int(np.argmax(rows))} if name == BALANCED else ():
             write(axes, f"{rows[shard]:,}", where[shard], rows[shard], color=SHADES[name][0])
-    axes.set(title="Rows of each shard", xlabel="shard", ylabel="rows")
+    axes.set(title="Rows of each shard", xlabel="shard", ylabel="rows", xlim=(-0.7, len(where)))
     axes.set_xticks(range(len(where)))
     axes.set_ylim(0, 1.1 * axes.dataLim.y1)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -564,19 +568,16 @@ def plot_times(axes: Axes, milliseconds: dict[str, dict[str, float]], counts: li
     even, width = label(most, even=True), 0.8 / len(milliseconds)
     ratios: list[float] = []
     for k, (way, times) in enumerate(milliseconds.items()):
-        where = np.arange(len(names)) + (k - (len(milliseconds) - 1) / 2) * width
+        offset = k - (len(milliseconds) - 1) / 2
+        where = np.arange(len(names)) + offset * width
         axes.bar(where, list(times.values()), width, color=COLOURS[way], label=way)
-        ratios.append(ratio := times[even] / times[label(most)])
-        write(axes, f"{ratio:.1f}x", where[names.index(even)], times[even], color=COLOURS[way], weight="bold")
-    axes.set(title="Time of the sum", ylabel="milliseconds")
-    ticks = [
-        "jsg.add,\none device",
-        *(f"{label(count)},\nbalanced" for count in counts),
-        f"{label(most)}, equally\nmany rows",
-    ]
-    axes.set_xticks(range(len(names)), ticks)
+        ratios.append(times[even] / times[label(most)])
+        side = "left" if offset > 0 else "right" if offset < 0 else "center"
+        write(axes, f"{ratios[-1]:.1f}x", where[-1], times[even], color=COLOURS[way], weight="bold", ha=side)
+    axes.set(title="Time of the sum", xlabel="shards", ylabel="milliseconds", xlim=(-0.6, len(names) - 0.2))
+    axes.set_xticks(range(len(names)), ["jsg.add,\none device", *map(str, counts), f"{most}, equally\nmany rows"])
     note = f"with equally many rows:\n{min(ratios):.1f}x to {max(ratios):.1f}x as long as balanced"
-    axes.annotate(note, (len(names) - 1.5, 0.7 * axes.dataLim.y1), ha="right", va="center")
+    axes.annotate(note, (len(names) - 1.6, 0.45 * axes.dataLim.y1), ha="right", va="center")
     axes.set_ylim(0, 1.1 * axes.dataLim.y1)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(axis="y", alpha=0.25)
