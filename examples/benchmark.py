@@ -1,12 +1,13 @@
 """Time sparse addition and its gradient: this package and every other library that is installed.
 
-Takes @@BENCH@@ on two cores and up to @@GB@@ GB of memory; `--quick` takes @@QUICK@@. Needs the extra `bench`: the
-picture, the progress bar and the light peers (SciPy, GraphBLAS, PyData's sparse). The heavy peers have extras of their
-own; with all of them, the environment takes 7.7 GB:
+Takes 12 minutes on two cores and 9 GB of memory; `--quick` takes 2 minutes and 2 GB. Needs the extra `bench`: the
+picture, the progress bar and the light peers (SciPy, GraphBLAS, PyData's sparse), an environment of 1 GB. The heavy
+peers have extras of their own; with all of them, the environment takes 7.7 GB:
 
     pip install -e '.[bench,bench-tensorflow,bench-torch]'
 
-Five of these are CUDA, which PyPI's torch for Linux brings along. A build for CPUs alone, installed first, avoids that:
+More than half of that is CUDA, which PyPI's torch for Linux brings along. A build for CPUs alone, installed before,
+avoids it:
 
     pip install torch --index-url https://download.pytorch.org/whl/cpu
 
