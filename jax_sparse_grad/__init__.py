@@ -43,9 +43,10 @@ The words used here:
   canonical  Sorted in lexicographic order, each index row once, padding last. Every sum is. Operands need not be: their
              order is checked at run time, also under `jit`.
   capacity   The `nse` of each shard of a sharded matrix.
-  poisoned   What a sum is under `jit` if it has more entries than the `nse` it was given. No entry is dropped silently:
-             all values are NaN (the minimum of a signed, the maximum of an unsigned integer dtype). Outside of `jit`
-             this is a `ValueError`, and `jax.experimental.checkify` reports it as an error.
+  poisoned   What a sum is under `jit` if it has more entries than the `nse` it was given: all values that it stores are
+             NaN (the minimum of a signed, the maximum of an unsigned integer dtype). Cells for which there was no room
+             read 0 in `todense()` and products, so look at the values, or use `jax.experimental.checkify`, which
+             reports an error. Outside of `jit` this is a `ValueError`.
 """
 
 from jax_sparse_grad import _serialization, sharded  # noqa: F401

@@ -73,10 +73,11 @@ def add(
     Raises:
       TypeError: an operand is neither sparse nor an array, or both are dense; values are not numeric; a static argument
         is traced.
-      ValueError: shapes or layouts differ; `nse` is given although one operand is dense; concrete indices are negative,
-        or a concrete `indptr` does not rise from 0 to at most nse; a concrete sum has more entries than `nse`. Under
-        `jit` only `checkify` reports the last three. Without it, such indices count as padding, and the values of a sum
-        with too many entries are NaN (the minimum of a signed, the maximum of an unsigned integer dtype).
+      ValueError: shapes or layouts differ; `nse` is given although one operand is dense, or is 0 in a traced sum that
+        may have entries; concrete indices are negative, or a concrete `indptr` does not rise from 0 to at most nse; a
+        concrete sum has more entries than `nse`. Under `jit` only `checkify` reports the last three. Without it, such
+        indices count as padding, and the values of a sum with too many entries are NaN (the minimum of a signed, the
+        maximum of an unsigned integer dtype).
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
@@ -391,7 +392,7 @@ def name_operands(operands: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
     single = isinstance(operands, jax.Array | np.ndarray | str | bytes | Mapping) or _containers.is_sparse(operands)
     if single or not isinstance(operands, Iterable):
         raise TypeError(
-            f"`operands` must be a list or tuple of operands (or another iterable), got {type(operands).__name__}"
+            f"`operands` must be a list or tuple of operands (or another iterable), got {_validation.kind_of(operands)}"
         )
     operands = list(operands)
     if not operands:

@@ -56,7 +56,9 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
             remedy = "; `BCOO.fromdense` converts an array"
         elif hasattr(operand, "todense"):
             remedy = "; `BCOO.fromdense(x.todense())` converts it"
-        raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {type(operand).__name__}{remedy}")
+        raise TypeError(
+            f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {_validation.kind_of(operand)}{remedy}"
+        )
     _validation.as_numeric(f"{name}.data", values[:0])
     sizes = shape[: indices.shape[1]]
     _validation.check_sizes_fit(f"{name}.shape", sizes, indices.dtype)

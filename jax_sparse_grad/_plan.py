@@ -229,9 +229,9 @@ def plan_sparse_add(
 
     Raises:
       TypeError: indices are not integers; arrays and matrices are mixed; a static argument is traced.
-      ValueError: shapes do not match; concrete indices lie outside `shape`; a concrete sum has more entries than `nse`.
-        Under `jit` only `checkify` reports the last two. Without it, such indices count as padding, and sums with too
-        many entries are poisoned (as `plan.nnz > plan.nse` tells).
+      ValueError: shapes do not match; `nse` is 0 in a traced plan that may have entries; concrete indices lie outside
+        `shape`; a concrete sum has more entries than `nse`. Under `jit` only `checkify` reports the last two. Without
+        it, such indices count as padding, and sums with too many entries are poisoned (as `plan.nnz > plan.nse` tells).
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
@@ -278,7 +278,7 @@ def _plan_of_matrices(
     for name, x in named.items():
         if not isinstance(x, BCOO | BCSR):
             raise TypeError(
-                f"`{name}` must be a BCOO or a BCSR, as other operands are, got {type(x).__name__}; "
+                f"`{name}` must be a BCOO or a BCSR, as other operands are, got {_validation.kind_of(x)}; "
                 "if that holds indices, pass `indices` of the matrices too, and `shape`"
             )
     whole = _containers.common_shape(tuple(named), list(named.values()))
@@ -538,6 +538,9 @@ def guard_nse(tree: T, nnz: jax.Array, nse: int, bound: int) -> T:
     """The same arrays, on condition that `nnz` entries, at most `bound` in each batch, fit `nse`."""
     if nse >= bound:
         return tree
+    if nse == 0 and not _validation.is_concrete(nnz):
+        # Nothing is stored that could be poisoned.
+        raise ValueError(f"`nse` must be positive for a traced sum of up to {bound} entries, got 0")
     message = f"`nse` must be at least {{nnz}}, the number of distinct entries of the sum; got {nse}"
     most = jnp.max(nnz, initial=0)
     return guard(tree, most <= nse, message, nnz=most)

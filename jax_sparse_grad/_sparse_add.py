@@ -97,9 +97,9 @@ def sparse_add(
 
     Raises:
       TypeError: indices are not integers; values are not numeric; a static argument is traced.
-      ValueError: shapes do not match; concrete indices lie outside the shape; a concrete sum has more entries than
-        `nse`. Under `jit` only `checkify` reports the last two. Without it, such indices count as padding, and the
-        values of a sum with too many entries are poisoned as above.
+      ValueError: shapes do not match; `nse` is 0 in a traced sum that may have entries; concrete indices lie outside
+        the shape; a concrete sum has more entries than `nse`. Under `jit` only `checkify` reports the last two. Without
+        it, such indices count as padding, and the values of a sum with too many entries are poisoned as above.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg

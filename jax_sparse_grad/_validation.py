@@ -126,6 +126,11 @@ def _shown(argument: Any) -> str:
     return written if len(written) < 100 and "\n" not in written else type(argument).__name__
 
 
+def kind_of(argument: Any) -> str:
+    """What messages call an argument of the wrong type."""
+    return "an array" if isinstance(argument, jax.Array) else type(argument).__name__
+
+
 def as_nse(nse: Any, name: str = "nse") -> int | None:
     """The number of elements to make room for, or None."""
     expected = f"`{name}` must be an int or None"
@@ -254,7 +259,10 @@ def _read_list(name: str, nested: Any, part: str) -> jax.Array | np.ndarray:
             with evaluate_if_concrete(rows), own_transfers():
                 return jnp.asarray(rows)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be an array, got a {type(nested).__name__} of unequal lengths") from error
+        pair = isinstance(nested, tuple) and len(nested) == 2
+        remedy = "; a sparse operand is `BCOO((data, indices), shape=...)`" if pair else ""
+        got = f"a {type(nested).__name__} of unequal lengths"
+        raise TypeError(f"`{name}` must be an array, got {got}{remedy}") from error
     return as_host_array(name, host)
 
 
@@ -319,7 +327,8 @@ def _check_fits(name: str, given: np.ndarray) -> None:
     if given.size and (given.min() < limits.min or given.max() > limits.max):
         too_wide = given.dtype == object
         remedy = "JAX has no wider integers" if too_wide else "set `jax_enable_x64` to use 64-bit integers"
-        got = f"values from {given.min()} to {given.max()}" if given.ndim else given.item()
+        least, most = given.min(), given.max()
+        got = least if least == most else f"values from {least} to {most}"
         raise ValueError(f"`{name}` must fit {dtype}, got {got}; {remedy}")
 
 

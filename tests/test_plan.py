@@ -109,6 +109,20 @@ def test_overflow_poisons_every_value(rng, dtype, fill):
     np.testing.assert_array_equal(np.asarray(values).astype(np.complex64), np.full(3, fill, np.complex64))
 
 
+def test_a_traced_sum_without_room_is_refused_for_nothing_could_be_poisoned(rng):
+    a, x = random_coo(rng, SHAPE, 7)
+    message = "`nse` must be positive for a traced sum of up to 14 entries, got 0"
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda a: jsg.plan_sparse_add(a, a, shape=SHAPE, nse=0))(a)
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda a, x: jsg.sparse_add(a, x, SHAPE, a, x, SHAPE, nse=0))(a, x)
+    # Where there are certainly no entries, no room is enough.
+    none = jax.jit(lambda a, x: jsg.sparse_add(a, x, SHAPE, a, x, SHAPE, nse=0))(a[:0], x[:0])
+    assert none.sum_values.shape == (0,)
+    padding = jnp.full_like(a, jnp.array(SHAPE, a.dtype))
+    assert jsg.plan_sparse_add(padding, padding, shape=SHAPE, nse=0).nnz == 0
+
+
 @pytest.mark.usefixtures("method")
 def test_overflow_poisons_derivatives(rng):
     a, x = random_coo(rng, SHAPE, 7)

@@ -179,7 +179,7 @@ def plan_sparse_add(
     for k, x in enumerate(operands):
         if not isinstance(x, RowSharded):
             raise TypeError(
-                f"`operands[{k}]` must be a `RowSharded`, got {type(x).__name__}; "
+                f"`operands[{k}]` must be a `RowSharded`, got {_validation.kind_of(x)}; "
                 "`partition` makes one from a matrix; pass several one by one, not in a list"
             )
     size = _validation.as_capacity(capacity)

@@ -76,7 +76,7 @@ def repartition(
     Mirrors no operation of JAX: `jax.device_put` moves slots, not rows.
     """
     if not isinstance(x, RowSharded):
-        raise TypeError(f"`x` must be a `RowSharded`, got {type(x).__name__}; `partition` makes one")
+        raise TypeError(f"`x` must be a `RowSharded`, got {_validation.kind_of(x)}; `partition` makes one")
     size = _validation.as_capacity(capacity)
     layout = common_layout({"x": x})
     if row_starts is None:
