@@ -831,7 +831,7 @@ STYLES = {
 LABELS = {
     OURS: "jax_sparse_grad",
     "ours, planned before": "jax_sparse_grad by a plan (moves no indices)",
-    COPY: "copy of operands and results (the memory's limit)",
+    COPY: "copying operands and results",
 }
 
 

@@ -24,8 +24,8 @@ from matplotlib.patches import Rectangle
 import jax_sparse_grad as jsg
 
 SHAPE = (3, 3)
-A = [[1, 0, 0], [0, 2, 0], [3, 0, 4]]
-B = [[0, 0, 10], [0, 20, 0], [0, 0, 30]]
+A = [[1, 0, 0], [0, 2, 0], [3, 0, 0]]
+B = [[0, 0, 10], [0, 20, 0], [0, 0, 0]]
 
 BLUE, ORANGE, VIOLET = "#cfe2f6", "#fbdcb4", "#bda6e0"
 

@@ -60,7 +60,7 @@ BLUE, ORANGE, VIOLET = "#4C8BC9", "#E69F00", "#7B5EA7"  # edges of the fixed gra
 # What is compared.
 NEAREST = "nearest neighbours alone"
 UNTRAINED = "with candidates, untrained"
-EVENED = "with candidates, untrained, classes evened"
+EVENED = "with candidates, untrained, classes balanced"
 LABELS_ONLY = "candidates learnt from labels alone"
 LEARNT = "candidates learnt, unlabelled images too"
 
@@ -429,9 +429,7 @@ def plot_sum(figure: SubFigure, graph: Graph, pictures: np.ndarray, truth: np.nd
     points = dict(zip(nodes.tolist(), np.stack([np.sin(angles), np.cos(angles)], axis=1), strict=True))
     shown = list(zip(edges[inside].tolist(), kinds[inside], (fixed + learnable)[inside], strict=True))
 
-    title = (
-        f"What is learnt through: the sparse sum of two graphs, here on {len(nodes)} of the {len(pictures):,} images"
-    )
+    title = f"Learning through a sparse sum: fixed graph + learnable graph ({len(nodes)} of {len(pictures):,} images)"
     figure.suptitle(title, fontsize="x-large")
     panels = [
         ("fixed edges: nearest neighbours\n", {1: BLUE, 3: BLUE}),
@@ -509,8 +507,8 @@ def plot_corrected(
 ) -> None:
     """Show some held-out images that were wrong before training and right after it, and count them."""
     corrected = held_out[(before != truth)[held_out] & (after == truth)[held_out]]
-    lost = held_out[(before == truth)[held_out] & (after != truth)[held_out]]
-    title = f"First draw: learning corrected {len(corrected)} images and lost {len(lost)}"
+    broken = held_out[(before == truth)[held_out] & (after != truth)[held_out]]
+    title = f"First draw: learning corrected {len(corrected)} images and broke {len(broken)}"
     figure.suptitle(f"{title}\n(class before → after)", fontsize="large")
     shown = corrected[np.linspace(0, len(corrected) - 1, min(len(corrected), 12)).round().astype(int)]
     for axes, image in zip_longest(figure.subplots(3, 4).flat, shown):

@@ -73,7 +73,7 @@ BACKWARD = "forward and backward"
 PLANNED = "forward and backward, planned"
 
 # Okabe and Ito's colours, which all eyes can tell apart.
-COLOURS = {FORWARD: "#56B4E9", BACKWARD: "#0072B2", PLANNED: "#009E73"}
+COLOURS = {FORWARD: "#B8A4D8", BACKWARD: "#6A51A3", PLANNED: "#009E73"}
 EVEN, BALANCED = "equally many rows", "balanced"
 SHADES = {EVEN: ("#D55E00", "#F0B48A"), BALANCED: ("#0072B2", "#8FC1E3")}  # of the graph, of the corrections
 
@@ -574,8 +574,9 @@ def plot_times(axes: Axes, milliseconds: dict[str, dict[str, float]], counts: li
         ratios.append(times[even] / times[label(most)])
         side = "left" if offset > 0 else "right" if offset < 0 else "center"
         write(axes, f"{ratios[-1]:.1f}x", where[-1], times[even], color=COLOURS[way], weight="bold", ha=side)
-    axes.set(title="Time of the sum", xlabel="shards", ylabel="milliseconds", xlim=(-0.6, len(names) - 0.2))
-    axes.set_xticks(range(len(names)), ["jsg.add,\none device", *map(str, counts), f"{most}, equally\nmany rows"])
+    axes.set(title="Time of the sum", ylabel="milliseconds", xlim=(-0.6, len(names) - 0.2))
+    balanced = [f"{count}\nshard{'s' if count > 1 else ''}" for count in counts]
+    axes.set_xticks(range(len(names)), ["jsg.add,\none device", *balanced, f"{most} shards,\nequal rows"])
     note = f"with equally many rows:\n{min(ratios):.1f}x to {max(ratios):.1f}x as long as balanced"
     axes.annotate(note, (len(names) - 1.6, 0.45 * axes.dataLim.y1), ha="right", va="center")
     axes.set_ylim(0, 1.1 * axes.dataLim.y1)

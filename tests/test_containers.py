@@ -861,7 +861,7 @@ class TestRefusals:
             sparse.sparsify(jsg.add)(x, x)
         with pytest.raises(ValueError, match=r"`nse` must not be given if an operand is dense: .* got 3"):
             jsg.add(x, dense, nse=3)
-        for operands, kind in ((x, "BCOO"), (dense, "ArrayImpl"), ({"x": x}, "dict"), (3, "int")):
+        for operands, kind in ((x, "BCOO"), (dense, "an array"), ({"x": x}, "dict"), (3, "int")):
             with pytest.raises(TypeError, match=f"`operands` must be a list or tuple of operands .*, got {kind}"):
                 jsg.add_n(operands)
         with pytest.raises(ValueError, match="`operands` must hold at least one operand"):

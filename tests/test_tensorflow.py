@@ -8,7 +8,7 @@ import pytest
 
 import jax_sparse_grad as jsg
 
-tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra `bench-tensorflow`)", exc_type=ImportError)
+tf = pytest.importorskip("tensorflow", reason="no TensorFlow (extra `bench-tensorflow`)", exc_type=ImportError)
 
 # The types for which TensorFlow 2.21 has kernels, of the seventeen in the op's signature.
 DTYPES = ["float32", "float64", "int64", "int32", "int16", "int8", "complex64", "complex128"]

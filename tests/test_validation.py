@@ -67,6 +67,11 @@ ADD_FAULTS = [
     ({"a_indices": None}, TypeError, "`a_indices` must be an array, got None"),
     ({"a_values": {1.0, 2.0}}, TypeError, "`a_values` must be an array, got set"),
     ({"a_values": [[1.0], [2.0, 3.0]]}, TypeError, "`a_values` must be an array, got a list of unequal lengths"),
+    (
+        {"a_values": ([1.0, 2.0], [[0, 0], [1, 1]])},
+        TypeError,
+        "got a tuple of unequal lengths; a sparse operand is `BCOO((data, indices), shape=...)`",
+    ),
     ({"a_values": [1.0, None]}, TypeError, "`a_values[...]` must be an array, got None"),
     ({"a_values": b"ab"}, TypeError, "`a_values` must be an array, got bytes; read it with `np.frombuffer`"),
     ({"a_values": np.array([1, "a"], object)}, TypeError, "`a_values` must have a numeric dtype, got object"),
