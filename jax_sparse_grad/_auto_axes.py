@@ -30,10 +30,7 @@ def on_auto_axes(function: Callable[P, R]) -> Callable[P, R]:
         mesh = explicit_mesh((args, keywords))
         if mesh is None:
             return function(*args, **keywords)
-        result: R = call_on_auto_axes(
-            lambda tree: function(*tree[0], **tree[1]), (args, keywords), mesh, PartitionSpec()
-        )
-        return result
+        return call_on_auto_axes(lambda tree: function(*tree[0], **tree[1]), (args, keywords), mesh, PartitionSpec())
 
     return call
 

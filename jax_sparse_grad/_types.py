@@ -35,10 +35,13 @@ ArrayInput = ArrayLike | SupportsJaxArray | SupportsArray | range | list[Any] | 
 Shape = Sequence[SupportsIndex] | np.ndarray[Any, Any] | jax.Array
 """Static sizes."""
 
-RowStarts = Sequence[SupportsIndex] | np.ndarray[Any, Any] | jax.Array
+RowStarts = Shape
 """The first row of each shard, and the number of rows."""
 
 Sparse = BCOO | BCSR
+HostMatrix = Sparse | SupportsToCoo
+"""What `sharded.partition` takes."""
+
 Dense = jax.Array | np.ndarray[Any, Any] | list[Any] | tuple[Any, ...]
 Operand = Sparse | Dense | SupportsJaxArray
 """What `add` takes; a number has no shape, and is not among them."""

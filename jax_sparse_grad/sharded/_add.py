@@ -24,6 +24,9 @@ from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._plan import add_planned, make_plan
 
+DenseOperand = Dense | SupportsJaxArray
+Operand = RowSharded | DenseOperand
+
 
 @overload
 def add(
@@ -31,15 +34,15 @@ def add(
 ) -> RowSharded: ...
 @overload
 def add(
-    x: RowSharded, y: Dense | SupportsJaxArray, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+    x: RowSharded, y: DenseOperand, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
 ) -> jax.Array: ...
 @overload
 def add(
-    x: Dense | SupportsJaxArray, y: RowSharded, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+    x: DenseOperand, y: RowSharded, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
 ) -> jax.Array: ...
 def add(
-    x: RowSharded | Dense | SupportsJaxArray,
-    y: RowSharded | Dense | SupportsJaxArray,
+    x: Operand,
+    y: Operand,
     *,
     capacity: SupportsIndex | None = None,
     assume_canonical: bool = False,
@@ -97,13 +100,13 @@ def add_n(
 ) -> RowSharded: ...
 @overload
 def add_n(
-    operands: Iterable[RowSharded | Dense | SupportsJaxArray],
+    operands: Iterable[Operand],
     *,
     capacity: SupportsIndex | None = None,
     assume_canonical: bool = False,
 ) -> RowSharded | jax.Array: ...
 def add_n(
-    operands: Iterable[RowSharded | Dense | SupportsJaxArray],
+    operands: Iterable[Operand],
     *,
     capacity: SupportsIndex | None = None,
     assume_canonical: bool = False,

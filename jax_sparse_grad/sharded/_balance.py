@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_sparse_grad import _containers, _keys, _validation
 from jax_sparse_grad._primitives import at
-from jax_sparse_grad._types import Sparse, SupportsToCoo
+from jax_sparse_grad._types import HostMatrix
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded, layout_of
 
@@ -23,7 +23,7 @@ SAMPLE = 4096  # rows taken from each shard of a `RowSharded` to find cuts, whic
 
 
 def balanced_row_starts(
-    operands: Sparse | SupportsToCoo | RowSharded | Sequence[Sparse | SupportsToCoo | RowSharded],
+    operands: HostMatrix | RowSharded | Sequence[HostMatrix | RowSharded],
     shards: SupportsIndex | None = None,
 ) -> np.ndarray[Any, Any]:
     """Choose where to cut the rows of operands to be added, so that the fullest shard has as few entries as possible.

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_sparse_grad import _containers, _validation
-from jax_sparse_grad._types import RowStarts, Shape, Sparse, SupportsToCoo
+from jax_sparse_grad._types import HostMatrix, RowStarts, Shape
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._guards import check_capacity
 from jax_sparse_grad.sharded._mesh import (
@@ -33,7 +33,7 @@ from jax_sparse_grad.sharded._operand import RowSharded
 
 
 def partition(
-    operand: Sparse | SupportsToCoo,
+    operand: HostMatrix,
     mesh: Mesh,
     axis: Axis,
     *,
@@ -94,7 +94,7 @@ def partition(
 
 
 def from_shards(
-    load: Callable[[int, int], Sparse | SupportsToCoo],
+    load: Callable[[int, int], HostMatrix],
     shape: Shape,
     mesh: Mesh,
     axis: Axis,
