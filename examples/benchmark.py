@@ -20,9 +20,9 @@ raw ops, run eagerly on the CPU. First, every answer is compared with one comput
 is left out and named. Then all are timed in turns: in each round every contender runs for about 20 ms. The time is the
 median over the rounds; in brackets stands our median divided by it: below 1, ours is faster.
 
-The line "copy" is a plain copy, by NumPy, of the bytes of the operands and the result (int32 indices and values; with
-the backward pass also the incoming gradient and the two outgoing ones). It is what the memory's speed allows. A plan
-that was made before moves no indices, so it may be faster than that.
+The row "copy" ("copying operands and results" in the picture) is a plain copy, by NumPy, of the bytes of the operands
+and the result (int32 indices and values; with the backward pass also the incoming gradient and the two outgoing ones).
+It is what the memory's speed allows. A plan that was made before moves no indices, so it may be faster than that.
 
 The table "what else" measures ours alone: wide keys, operands out of order, hybrid values, many operands, large sizes,
 eager calls and memory. On an NVIDIA GPU ours is also timed there, with PyTorch and CuPy.

@@ -72,7 +72,7 @@ FORWARD = "forward"
 BACKWARD = "forward and backward"
 PLANNED = "forward and backward, planned"
 
-# Okabe and Ito's colours, which all eyes can tell apart.
+# Colours that all eyes can tell apart.
 COLOURS = {FORWARD: "#B8A4D8", BACKWARD: "#6A51A3", PLANNED: "#009E73"}
 EVEN, BALANCED = "equally many rows", "balanced"
 SHADES = {EVEN: ("#D55E00", "#F0B48A"), BALANCED: ("#0072B2", "#8FC1E3")}  # of the graph, of the corrections
