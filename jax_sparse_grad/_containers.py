@@ -20,7 +20,7 @@ from jax_sparse_grad import _validation
 from jax_sparse_grad._buckets import buckets, resize
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._primitives import map_batches
-from jax_sparse_grad._search import search
+from jax_sparse_grad._search import count_less
 
 
 def as_bcoo(data: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> BCOO:
@@ -197,7 +197,7 @@ def _rows_of(columns: jax.Array, indptr: jax.Array, sizes: tuple[ArrayLike, ...]
     def rows_of(columns: jax.Array, indptr: jax.Array) -> jax.Array:
         # Entry k lies in row r if indptr[r] <= k < indptr[r + 1], that is, if r + 1 starts are less than k + 1.
         entries = jnp.arange(1, columns.shape[0] + 1, dtype=jnp.uint32)
-        row = search((indptr.astype(jnp.uint32),), (entries,))[0] - 1
+        row = count_less(indptr.astype(jnp.uint32), entries) - 1
         padding = row >= jnp.asarray(sizes[0], row.dtype)
         coordinates = row.astype(dtype), columns.astype(dtype)
         return jnp.stack([jnp.where(padding, *each) for each in zip(sizes, coordinates, strict=True)], axis=1)
@@ -239,6 +239,6 @@ def _compress(indices: jax.Array, count: int, dtype: np.dtype) -> tuple[jax.Arra
     def count_before(rows: jax.Array) -> jax.Array:
         # Padding lies behind the last row, so the last count is the number of all entries.
         starts = jnp.arange(count, dtype=jnp.uint32)
-        return search((rows.astype(jnp.uint32),), (starts,))[0].astype(dtype)
+        return count_less(rows.astype(jnp.uint32), starts).astype(dtype)
 
     return indices[..., 1], map_batches(count_before, indices.ndim - 2)(indices[..., 0])

@@ -19,8 +19,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from jax_sparse_grad import _xla_cpu
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._primitives import all_true, at, map_batches
+from jax_sparse_grad._primitives import at, map_batches
+from jax_sparse_grad._seam import per_platform
+from jax_sparse_grad._xla_cpu import all_true
 
 Keys = tuple[jax.Array, ...]
 """The words of n keys, most significant first: unsigned arrays `[n]`."""
@@ -179,6 +182,22 @@ def ravel(indices: jax.Array, space: Space) -> Keys:
     return tuple(keys)
 
 
+def unravel(keys: Keys, space: Space, dtype: np.dtype) -> jax.Array:
+    """The index rows of keys; the key of padding gives the row of padding."""
+    columns: list[jax.Array] = []
+    padding = is_padding(keys)
+    for word, dims in zip(reversed(keys), reversed(space.layout.words), strict=True):
+        rest = word
+        for dim in reversed(dims):
+            size = jnp.asarray(space.sizes[dim])
+            radix = jnp.maximum(size.astype(word.dtype), 1)
+            quotient = rest // radix
+            index = (rest - quotient * radix).astype(dtype)
+            columns.append(jnp.where(padding, size.astype(dtype), index))
+            rest = quotient
+    return stack_columns(columns[::-1], keys[0].shape[0], dtype)
+
+
 def is_padding(keys: Keys) -> jax.Array:
     """Whether each key is that of padding. The first word alone tells, because no entry fills it with ones."""
     return keys[0] == all_ones(keys[0].dtype)
@@ -214,21 +233,39 @@ def is_equal(a: Keys, b: Keys) -> jax.Array:
 
 
 def sort(keys: Keys) -> tuple[Keys, jax.Array]:
-    """The keys in ascending order, and where each of them came from (`[n]` int32). The sort is stable.
-
-    It goes digit by digit, the least significant first, each packed with its position into one 64-bit word: XLA:CPU
-    sorts a single array 4 times as fast as two side by side. These words do not need `jax_enable_x64` around the
-    package.
-    """
-    order = jnp.arange(keys[0].shape[0], dtype=np.int32)
-    for count, digit in enumerate(reversed([digit for word in keys for digit in _digits(word)])):
-        in_order = digit[order] if count else digit
-        with jax.enable_x64(True):
-            places = jnp.arange(digit.shape[0], dtype=np.uint64)
-            packed = lax.sort((in_order.astype(np.uint64) << np.uint64(32)) | places, is_stable=False)
-            places = packed.astype(np.uint32).astype(np.int32)
-        order = order[places] if count else places
+    """The keys in ascending order, and where each of them came from (`[n]` int32). The sort is stable."""
+    order = _argsort(*digits_of(keys))
     return tuple(word[order] for word in keys), order
+
+
+def argsort_in_pairs(digits: tuple[jax.Array, ...]) -> jax.Array:
+    """The stable order of keys of 32-bit digits, `[n]` int32.
+
+    Digit by digit, the least significant first, each beside its position: one key with one payload is what XLA:GPU can
+    leave to CUB's radix sort.
+    """
+    order = jnp.arange(digits[0].shape[0], dtype=jnp.int32)
+    for count, digit in enumerate(reversed(digits)):
+        _, order = lax.sort((digit[order] if count else digit, order), num_keys=1, is_stable=True)
+    return order
+
+
+_argsort = per_platform(
+    cpu=lambda *digits: _xla_cpu.argsort(digits), otherwise=lambda *digits: argsort_in_pairs(digits)
+)
+
+
+def digits_of(keys: Keys) -> tuple[jax.Array, ...]:
+    """The 32-bit digits of keys, the most significant first."""
+    return tuple(digit for word in keys for digit in _digits(word))
+
+
+def words_of(digits: tuple[jax.Array, ...], dtype: np.dtype) -> Keys:
+    """The inverse of `digits_of`, for words of a dtype."""
+    if dtype.itemsize == 4:
+        return digits
+    pairs = zip(digits[::2], digits[1::2], strict=True)
+    return tuple((high.astype(dtype) << np.asarray(32, dtype)) | low.astype(dtype) for high, low in pairs)
 
 
 def _digits(word: jax.Array) -> list[jax.Array]:
@@ -245,10 +282,15 @@ def starts_run(sorted_keys: Keys) -> jax.Array:
     return jnp.concatenate([first, differs]) & ~is_padding(sorted_keys)
 
 
+def ascends(keys: Keys) -> jax.Array:
+    """Whether each key but the first is larger than the one before it, or padding: `[n - 1]` bool."""
+    before, after = tuple(k[:-1] for k in keys), tuple(k[1:] for k in keys)
+    return is_less(before, after) | is_padding(after)
+
+
 def is_canonical(keys: Keys) -> jax.Array:
     """Whether the keys are strictly ascending up to the padding behind them (a scalar bool)."""
-    before, after = tuple(k[:-1] for k in keys), tuple(k[1:] for k in keys)
-    return all_true(is_less(before, after) | is_padding(after))
+    return all_true(ascends(keys))
 
 
 @jax.jit
@@ -263,6 +305,11 @@ def as_words(indices: jax.Array) -> Keys:
         return (jnp.zeros(indices.shape[0], np.uint32),)
     dtype = np.dtype(np.uint64 if indices.dtype.itemsize == 8 else np.uint32)
     return tuple(column.astype(dtype) for column in columns_of(indices))
+
+
+def keys_of(indices: jax.Array, space: Space | None) -> Keys:
+    """The keys of index rows; without a space, one word per column."""
+    return as_words(indices) if space is None else ravel(indices, space)
 
 
 def fits_one_word(largest: Sequence[jax.Array], dtype: np.dtype) -> jax.Array:

@@ -31,7 +31,7 @@ from jax import lax
 from jax.interpreters import ad, batching, mlir
 
 from jax_sparse_grad._buckets import buckets, concatenate, is_on_host, resize
-from jax_sparse_grad._primitives import NONE, vary_alike
+from jax_sparse_grad._primitives import NONE, join_rows, vary_alike
 from jax_sparse_grad._validation import own_transfers
 
 Arrays = tuple[jax.Array, ...]
@@ -97,7 +97,7 @@ def _run(
     def run(leaves: Arrays, x: Arrays) -> Arrays:
         parts = iter(x)
         joined = [[next(parts) for _ in group] for group in x_groups]
-        arrays = tuple(each[0] if len(each) == 1 else _concatenate(each) for each in joined)
+        arrays = tuple(each[0] if len(each) == 1 else join_rows(each) for each in joined)
         return tuple(
             part
             for array, sizes in zip(apply(jax.tree.unflatten(treedef, leaves), arrays), y_groups, strict=True)
@@ -107,14 +107,6 @@ def _run(
     for batched in batches:
         run = jax.vmap(run, in_axes=(tuple(0 if each else None for each in batched), 0))
     return run(leaves, x)
-
-
-def _concatenate(parts: list[jax.Array]) -> jax.Array:
-    dtype = parts[0].dtype
-    if jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8:  # XLA:CPU would end the process
-        wide = jnp.int8 if jnp.issubdtype(dtype, jnp.signedinteger) else jnp.uint8
-        return jnp.concatenate([part.astype(wide) for part in parts]).astype(dtype)
-    return jnp.concatenate(parts)
 
 
 def _divide(array: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:

@@ -13,17 +13,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jax_sparse_grad._linear import linear
+from jax_sparse_grad._linear import Map, linear
 from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like
-from jax_sparse_grad._union import Placement, Union, entry_counts
+from jax_sparse_grad._runs import sum_runs
+from jax_sparse_grad._tree import Placement, Union, entry_counts, settle
+from jax_sparse_grad._xla_cpu import stored
 
 
 def add_values(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
     """The sum of values of one dtype, `[nse, *dense]`."""
+    return _add_by(_add_and_store, union, values)
+
+
+def add_in_passing(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
+    """The same where the sum is stored anyway, as in a branch of a conditional, or read once."""
+    return _add_by(_add, union, values)
+
+
+def _add_by(add: Map, union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
     nse = union.placements[0].sources.shape[0]
-    (total,) = linear(_add, _pick, _route_of(union), values, entry_counts(union), ((nse,),))
+    (total,) = linear(add, _pick, _route_of(union), values, entry_counts(union), ((nse,),))
     return total
 
 
@@ -47,18 +57,19 @@ def _route_of(union: Union) -> _Route:
 
 
 def without_known(union: Union) -> Union:
-    """The same union without what only duplicates need, if it is known that there are none.
-
-    Also without the sizes of operands that are one list, so that no program is compiled for each of them.
-    """
-
-    def simplify(placement: Placement) -> Placement:
-        if placement.unique is None or not _is_known(placement.unique, lambda unique: unique):
-            return placement
-        return placement._replace(unique=None, order=None)
-
+    """`without_flags`, and without the sizes of operands that are one list, for each of which JAX would compile."""
     children = tuple(without_known(child) if isinstance(child, Union) else None for child in union.children)
-    return Union(union.nnz, children, tuple(map(simplify, union.placements)))
+    return without_flags(union._replace(children=children))
+
+
+def without_flags(union: Union) -> Union:
+    """The same union without flags that are known, and without what only duplicates need where there are none.
+
+    In a batch, what one needs, all do.
+    """
+    return settle(
+        union, lambda unique: None if isinstance(unique, jax.core.Tracer) else bool(np.all(np.asarray(unique)))
+    )
 
 
 def _is_known(array: jax.Array, holds: Callable[[np.ndarray], Any]) -> bool:
@@ -67,8 +78,12 @@ def _is_known(array: jax.Array, holds: Callable[[np.ndarray], Any]) -> bool:
 
 
 def _add(route: _Route, values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    operands = iter(values)
-    return (_poison_overflow(route, _add_node(route.union, operands)),)
+    return (_poison_overflow(route, _add_node(route.union, iter(values))),)
+
+
+def _add_and_store(route: _Route, values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    # The backward pass gathers from what the loss makes of these: XLA:CPU would add again for each entry it gathers.
+    return (stored(*_add(route, values)),)
 
 
 def _add_node(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
@@ -86,8 +101,8 @@ def _add_node(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
         return add(tuple(map(_sum_duplicates, union.placements, children)))
 
     flags = [placement.unique for placement in union.placements if placement.unique is not None]
-    if not flags:
-        return add(children)
+    if not flags:  # none has duplicates, or those that have an order do
+        return sum_duplicates_first(children)
     return if_all(functools.reduce(jnp.logical_and, flags), add, sum_duplicates_first, children)
 
 
@@ -124,6 +139,11 @@ def _poison_unsound(sound: jax.Array, values: tuple[jax.Array, ...]) -> tuple[ja
     return (_poison(~sound, values[0]),)
 
 
+def poison_overflow(values: jax.Array, nnz: jax.Array, bound: int) -> jax.Array:
+    """Values in the slots of a union of `nnz` entries, at most `bound`; poisoned if it has more entries than slots."""
+    return values if values.shape[0] >= bound else _poison(nnz > values.shape[0], values)
+
+
 def _poison_overflow(route: _Route, values: jax.Array) -> jax.Array:
     """`values`; filled with the fill value of `jnp.take(mode="fill")` if the union has more entries than slots.
 
@@ -153,26 +173,4 @@ def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:
         return values
     runs = gather(placement.positions, placement.order, fill=NONE)
     in_order = gather(values, placement.order, np.zeros((), values.dtype))
-    return _sum_runs(in_order, runs, runs < placement.sources.shape[0])
-
-
-def _sum_runs(values: jax.Array, runs: jax.Array, counted: jax.Array) -> jax.Array:
-    """Sum neighbours with equal `runs`; the first of them then holds the total. By gathers, without atomic additions.
-
-    After round r, entry i holds the sum of the entries i ... i + 2**r - 1 of its run. The rounds end with the longest
-    run: there are none if all runs have length one. The additions form a balanced tree, the same on every device.
-    """
-    size = values.shape[0]
-    entries = jnp.arange(size, dtype=jnp.uint32)  # an entry plus a step must not wrap around
-
-    def partners(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        partner = entries + step
-        return partner, counted & (gather(runs, partner, fill=-1) == runs)
-
-    def add_partner(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        step, values = carry
-        partner, same_run = partners(step)
-        return 2 * step, values + gather(values, jnp.where(same_run, partner, size), _negative_zero(values.dtype))
-
-    start = (jnp.uint32(1), values)
-    return lax.while_loop(lambda carry: jnp.any(partners(carry[0])[1]), add_partner, start)[1]
+    return sum_runs(in_order, jnp.where(runs < placement.sources.shape[0], runs, NONE))

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.sparse import BCOO, BCSR
 
-from jax_sparse_grad import _buckets, _containers, _keys, _union, _validation
+from jax_sparse_grad import _buckets, _containers, _keys, _tree, _union, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._keys import Space, space_of
-from jax_sparse_grad._numeric import add_values, without_known
+from jax_sparse_grad._numeric import add_values, without_flags, without_known
 from jax_sparse_grad._primitives import map_batches
+from jax_sparse_grad._tree import Form, Union, entry_counts
 from jax_sparse_grad._types import ArrayInput, MatrixT, Shape, Sparse, SupportsJaxArray
-from jax_sparse_grad._union import Union, entry_counts
 
 T = TypeVar("T")
 
@@ -30,10 +30,15 @@ SEPARATE_BELOW = 1 << 15  # slots: for a shorter concrete sum, 2 s of compilatio
 class SparseAddPlan(Generic[MatrixT]):
     """The symbolic phase of a sparse addition: adds values of its operands as often as wanted.
 
-    Made by `plan_sparse_add`. A pytree whose leaves are integer arrays (and one flag for each operand): it passes
-    through `jit`, `vmap`, `scan` and `checkpoint` like any array, can be exported, pickled and copied, and has no
-    values that an optimiser could change. To type checkers, `SparseAddPlan[BCSR]` is one whose `with_data` gives a
-    BCSR.
+    Made by `plan_sparse_add`. A pytree whose leaves are integer arrays, and a flag for each operand that may have
+    duplicates: it passes through `jit`, `vmap`, `scan` and `checkpoint` like any array, can be exported, pickled and
+    copied, and has no values that an optimiser could change. To type checkers, `SparseAddPlan[BCSR]` is one whose
+    `with_data` gives a BCSR.
+
+    A plan of concrete operands has no such flags, and neither has one made with `assume_canonical=True`, so that a
+    compiled step with it has no conditional. Plans without duplicates, with duplicates, and with flags are pytrees of
+    different structure: a jitted function is compiled once for each kind, and JAX refuses to carry one kind into a loop
+    and another out of it. If a loop makes plans, make the first one as it does: under `jit`, or with the same promise.
 
     Attributes:
       indices: `[nse, ndims]`, lexicographically sorted and unique. Behind the `nnz` entries comes padding, where all
@@ -81,7 +86,7 @@ class SparseAddPlan(Generic[MatrixT]):
         self._check_single()
 
         def find() -> tuple[jax.Array, ...]:
-            return tuple(jnp.minimum(slots, self.nse) for slots in _union.slots_of(self.union))
+            return tuple(jnp.minimum(slots, self.nse) for slots in _tree.slots_of(self.union))
 
         return _validation.call_concretely(find) if _validation.is_concrete(self) else find()
 
@@ -318,8 +323,8 @@ class Request(NamedTuple):
     apart: bool = False
 
     def join(self, indices: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
-        """`_union.join`, if it is allowed."""
-        return (indices, None) if self.apart else _union.join(indices, self.assume_canonical)
+        """`_tree.join`, if it is allowed."""
+        return (indices, None) if self.apart else _tree.join(indices, self.assume_canonical)
 
     def space_of(self, indices: tuple[jax.Array, ...]) -> Space:
         """The space of the indices."""
@@ -346,7 +351,9 @@ def _make_concrete(request: Request, indices: tuple[jax.Array, ...]) -> SparseAd
     form = Form(most_rows(padded), known_canonical(request, indices, padded), promised)
     rows, union = unite_patterns(form, request.space_of(padded), padded)
     nse = exact_nse(request, union.nnz, indices)
-    fitted = _buckets.resize(rows, nse, request.shape, n_batch_of(indices)), _union.fit(union, nse, iter(counts))
+    # So a step with the plan needs no conditional, even if the plan is an argument of a compiled one.
+    union = _tree.separate(_tree.fit(without_flags(union), nse, iter(counts)))
+    fitted = _buckets.resize(rows, nse, request.shape, n_batch_of(indices)), union
     # numpy did the fitting where it could: nothing is compiled for a new length.
     return _as_plan(request.shape, *jax.device_put(fitted))
 
@@ -355,37 +362,12 @@ def _as_plan(shape: tuple[int, ...], indices: jax.Array, union: Union) -> Sparse
     return SparseAddPlan(indices, union, shape, indices.shape[-2])
 
 
-class Form(NamedTuple):
-    """What is static in a sum. Not the shape: nothing should be compiled again for another shape.
-
-    canonical: whether all operands are; None if it is not known.
-    promised: whether that was promised, so that the union needs no room for what only unsorted operands have.
-    joined: the sizes of operands that are one list.
-    """
-
-    nse: int
-    canonical: bool | None
-    promised: bool = False
-    joined: tuple[int, ...] | None = None
-
-    @staticmethod
-    def of_traced(nse: int, promised: bool, joined: tuple[int, ...] | None = None) -> Form:
-        """The form of a sum of traced operands, about whose order nothing is known but what was promised."""
-        if joined is not None:
-            return Form(nse, canonical=False, joined=joined)
-        return Form(nse, promised or None, promised)
-
-
 @partial(jax.jit, static_argnums=0)
 def unite_patterns(form: Form, space: Space, operands: tuple[jax.Array, ...]) -> tuple[jax.Array, Union]:
     """The indices of a sum, and the union of `operands [*batch, nnz_k, ndims]`, for keeping."""
 
-    def keep(indices: jax.Array, union: Union) -> tuple[jax.Array, Union]:
-        # The same structure whatever the order turns out to be, so that a loop can carry plans that it makes.
-        return indices, union if form.promised else _union.with_orders(union)
-
     def unite(*operands: jax.Array) -> tuple[jax.Array, Union]:
-        return _union.unite(operands, space, form.nse, form.canonical, keep, form.joined)
+        return _union.unite(form, space, operands)
 
     return map_batches(unite, n_batch_of(operands))(*operands)
 
@@ -419,10 +401,8 @@ def unite_and_add(
         return sum_indices, map_batches(add_values, n_batch)(union, values), union.nnz
 
     def add(operands: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        def then(sum_indices: jax.Array, union: Union) -> tuple[jax.Array, ...]:
-            return sum_indices, add_values(union, values), union.nnz
-
-        return _union.unite(operands, space, form.nse, form.canonical, then, form.joined)
+        sum_indices, union, total = _union.unite_and_add(form, space, operands, values)
+        return sum_indices, total, union.nnz
 
     return map_batches(add, n_batch)(operands, values)
 
@@ -517,7 +497,7 @@ def known_canonical(request: Request, indices: tuple[jax.Array, ...], padded: tu
 
 def exact_nse(request: Request, nnz: jax.Array, indices: tuple[jax.Array, ...]) -> int:
     """The number of elements that a concrete sum stores: the number asked for, or as many as there are."""
-    nse = _union.most_entries(nnz) if request.nse is None else request.nse
+    nse = _tree.most_entries(nnz) if request.nse is None else request.nse
     guard_nse((), nnz, nse, most_rows(indices))
     return nse
 

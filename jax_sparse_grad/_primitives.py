@@ -5,7 +5,7 @@ so that `checkify.index_checks` raises no false alarm. Conditionals stay conditi
 place is at `NONE`, which is past the end of every array, however much longer the array may become.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -17,8 +17,6 @@ from jax.typing import ArrayLike
 T = TypeVar("T")
 
 NONE = np.int32(2**31 - 1)  # no array is longer: see `_validation.MOST_ENTRIES`
-
-GROUP = 32  # reduced first: XLA:CPU reduces groups on all threads, many elements at a time, but a vector one by one
 
 
 def iota_like(array: jax.Array) -> jax.Array:
@@ -82,26 +80,18 @@ def scatter(size: int, index: jax.Array, values: jax.Array, fill: ArrayLike) -> 
     return spare.at[jnp.minimum(index, size)].set(values, mode="promise_in_bounds")[:size]
 
 
-def all_true(flags: jax.Array) -> jax.Array:
-    """`jnp.all` of a vector."""
-    return count_true(~flags) == 0
+def join_rows(parts: Sequence[jax.Array]) -> jax.Array:
+    """Arrays of one dtype, one after the other."""
+    # XLA:CPU would end the process with narrower integers.
+    return jnp.concatenate(list(map(in_bytes, parts))).astype(parts[0].dtype)
 
 
-def count_true(flags: jax.Array) -> jax.Array:
-    """The number of true flags in a vector."""
-    whole = flags.shape[0] // GROUP * GROUP
-    groups = jnp.sum(flags[:whole].reshape(-1, GROUP).astype(jnp.uint8), axis=1, dtype=jnp.uint8)
-    return jnp.sum(groups, dtype=jnp.int32) + jnp.sum(flags[whole:], dtype=jnp.int32)
-
-
-def largest_of(numbers: jax.Array) -> jax.Array:
-    """The maximum of a vector of unsigned integers; 0 if it is empty."""
-    whole = numbers.shape[0] // GROUP * GROUP
-    rest = jnp.max(numbers[whole:], initial=0)
-    if whole == 0:
-        return rest
-    groups = materialise(jnp.max(numbers[:whole].reshape(-1, GROUP), axis=1))  # or XLA would merge the two reductions
-    return jnp.maximum(jnp.max(groups), rest)
+def in_bytes(array: jax.Array) -> jax.Array:
+    """Integers of less than 8 bits as integers of 8; anything else unchanged."""
+    dtype = array.dtype
+    if not jnp.issubdtype(dtype, jnp.integer) or jnp.iinfo(dtype).bits >= 8:
+        return array
+    return array.astype(jnp.int8 if jnp.issubdtype(dtype, jnp.signedinteger) else jnp.uint8)
 
 
 @jax.custom_batching.custom_vmap
@@ -175,20 +165,3 @@ def furthest(
         return jnp.where(within & holds(proposed), proposed, position)
 
     return lax.fori_loop(0, rounds, halve, low)
-
-
-def materialise(tree: T) -> T:
-    """The same arrays, stored so that no consumer computes them again.
-
-    XLA:CPU drops `lax.optimization_barrier` before it fuses. A loop that carries the arrays stays, and costs nothing if
-    it makes no iteration; XLA does not know that a population count is never negative.
-    """
-    leaves, treedef = jax.tree.flatten(vary_alike(tree))
-    if leaves[0].size == 0:
-        return tree
-    bits = lax.population_count(leaves[0].reshape(-1)[0].astype(jnp.uint32))
-    never = in_all_batches(bits.astype(jnp.int32) < 0)
-    _, leaves = lax.while_loop(
-        lambda carry: carry[0], lambda carry: (~carry[0], [~leaf for leaf in carry[1]]), (never, leaves)
-    )
-    return jax.tree.unflatten(treedef, leaves)

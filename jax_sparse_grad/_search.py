@@ -1,6 +1,6 @@
 """The positions of keys among sorted keys: a binary search, lexicographic if keys have several words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -11,10 +11,13 @@ from jax import lax
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._keys import Keys
-from jax_sparse_grad._primitives import furthest, largest_in_batches, largest_of
+from jax_sparse_grad._primitives import furthest, largest_in_batches
+from jax_sparse_grad._seam import per_platform
+from jax_sparse_grad._xla_cpu import largest_of
 
 T = TypeVar("T")
 
+BRANCHES = 8  # of a round of a search on a GPU: 4 need half as many kernels again, 16 hardly fewer
 GROUP = 32  # queries between two that are sought first; 16 and 64 are no better
 
 
@@ -55,6 +58,74 @@ def _lower_bounds(sorted_keys: Keys, queries: Keys, low: jax.Array, high: jax.Ar
         high,
         rounds,
     )
+
+
+def rank(table: Keys, queries: Keys) -> jax.Array:
+    """The number of ascending keys less than each query: a search for GPUs, whose rounds are unrolled.
+
+    XLA:GPU makes one kernel of one or two rounds, however little happens in them. So a round compares with seven keys,
+    which do not wait for each other, and there are a third as many. No step leads out of the table.
+    """
+    return _descend(
+        table,
+        queries,
+        [(jnp.int32(stride), jnp.int32(most)) for stride, most in _strides(table[0].shape[0])],
+        jnp.int32(0),
+    )
+
+
+def rank_in_other(keys: Keys, sizes: tuple[int, int], of_first: jax.Array) -> jax.Array:
+    """For each of `keys`, the number of keys less than it in the other of two ascending lists, which they begin with.
+
+    `of_first` tells which are sought in the second list.
+    """
+    strides = [_strides(size) for size in sizes[::-1]]
+    rounds = max(map(len, strides))
+    sought_in_second, sought_in_first = ([(0, 0)] * (rounds - len(each)) + each for each in strides)
+
+    def choose(in_second: int, in_first: int) -> jax.Array:
+        return jnp.where(of_first, np.int32(in_second), np.int32(in_first))
+
+    chosen = [
+        (choose(*strides), choose(*mosts))
+        for strides, mosts in (zip(*pair, strict=True) for pair in zip(sought_in_second, sought_in_first, strict=True))
+    ]
+    return _descend(keys, keys, chosen, jnp.where(of_first, sizes[0], 0))
+
+
+def _strides(size: int) -> list[tuple[int, int]]:
+    """For each round how far apart the keys are that it compares with, and how far it may go.
+
+    Together they reach every number from 0 to `size`; after each round, all that follow stay within.
+    """
+    strides, reach = [], 0
+    while reach < size:
+        stride = reach + 1
+        most = min((BRANCHES - 1) * stride, size - reach)
+        if most < (BRANCHES - 1) * stride:
+            stride = -(-most // (BRANCHES - 1))
+        strides.append((stride, most))
+        reach += most
+    return strides[::-1]
+
+
+def _descend(table: Keys, queries: Keys, rounds: Sequence[tuple[jax.Array, jax.Array]], begin: jax.Array) -> jax.Array:
+    position = jnp.zeros_like(queries[0], jnp.int32)
+    for stride, most in rounds:
+        passed = jnp.zeros_like(position)
+        for branch in range(1, BRANCHES):
+            last = begin + position + (jnp.minimum(branch * stride, most) - 1)
+            passed += _keys.is_less(_keys.key_at(table, last), queries).astype(jnp.int32)
+        position += jnp.minimum(passed * stride, most)
+    return position
+
+
+count_less = per_platform(
+    cpu=lambda numbers, queries: search((numbers,), (queries,))[0],
+    gpu=lambda numbers, queries: rank((numbers,), (queries,)),
+    otherwise=lambda numbers, queries: jnp.searchsorted(numbers, queries, method="sort").astype(jnp.int32),
+)
+"""For each query the number of ascending unsigned `numbers` that are less."""
 
 
 def with_keys(sorted_rows: jax.Array, then: Callable[[Callable[[jax.Array], Keys]], T]) -> T:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax_sparse_grad._plan import SparseAddPlan
 from jax_sparse_grad._sparse_add import SparseAddOutput
 from jax_sparse_grad._sparse_add_grad import SparseAddGradOutput
-from jax_sparse_grad._union import Joined, Placement, Union
+from jax_sparse_grad._tree import Joined, Placement, Union
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._plan import ShardedPlan
 from jax_sparse_grad.sharded._saving import describe_mesh, mesh_of

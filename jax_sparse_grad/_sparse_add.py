@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jax_sparse_grad import _union, _validation
+from jax_sparse_grad import _tree, _union, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._buckets import bucket, resize
 from jax_sparse_grad._keys import Space, space_of
-from jax_sparse_grad._numeric import add_values
+from jax_sparse_grad._numeric import add_in_passing, add_values
 from jax_sparse_grad._plan import (
-    Form,
     Request,
     SparseAddPlan,
     add_in_buckets,
@@ -28,8 +27,8 @@ from jax_sparse_grad._plan import (
 )
 from jax_sparse_grad._primitives import NONE, vary_alike
 from jax_sparse_grad._sparse_add_grad import gather_cotangent
+from jax_sparse_grad._tree import Form, Union, entry_counts
 from jax_sparse_grad._types import ArrayInput, Shape
-from jax_sparse_grad._union import Union, entry_counts
 
 
 class SparseAddOutput(NamedTuple):
@@ -186,25 +185,26 @@ def _sparse_add(form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: 
       values: the values of both operands, in one dtype.
       limit: a scalar threshold, or None.
     """
-    return _sparse_add_fwd(form, pattern, values, limit)[0]
+    return _add_values(form, pattern, values, limit, tree=False)[0]
 
 
 def _sparse_add_fwd(
     form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any
 ) -> tuple[tuple[Any, jax.Array, Any], Union]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
+    return _add_values(form, pattern, values, limit, tree=True)
+
+
+def _add_values(
+    form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any, *, tree: bool
+) -> tuple[tuple[Any, jax.Array, Any], Union]:
     if isinstance(pattern, SparseAddPlan):
         return (None, add_values(pattern.union, values), None), pattern.union
 
     space, operands = pattern
-
-    def add(indices: jax.Array, union: Union) -> tuple[tuple[Any, jax.Array, Any], Union]:
-        if limit is not None:
-            indices, union = _keep(form.nse, space, indices, union, values, limit)
-        return (indices, add_values(union, values), union.nnz), _union.with_orders(union)
-
-    nse = form.nse if limit is None else sum(rows.shape[0] for rows in operands)
-    return _union.unite(operands, space, nse, form.canonical, add, form.joined)
+    keep = None if limit is None else _is_kept
+    indices, union, total = _union.unite_and_add(form, space, operands, values, keep, limit, tree=tree)
+    return (indices, total, union.nnz), union
 
 
 def _sparse_add_bwd(_form: Form, union: Union, cotangents: tuple[Any, ...]) -> tuple[None, Any, None]:
@@ -227,11 +227,11 @@ def _keep_in_plan(nse: int, plan: SparseAddPlan, values: tuple[jax.Array, ...], 
     def keep() -> SparseAddPlan:
         counts = entry_counts(plan.union)
         length = bucket(max(plan.nse, *(size for (size,) in counts)))  # one for all
-        padded = _union.fit(plan.union, length, ((length,) for _ in counts))
+        padded = _tree.fit(plan.union, length, ((length,) for _ in counts))
         padded_values = tuple(resize(array, length, 0) for array in values)
         rows = resize(plan.indices, length, plan.shape)
         indices, union = _keep(bucket(nse), space, rows, padded, padded_values, limit)
-        fitted = SparseAddPlan(resize(indices, nse, plan.shape), _union.fit(union, nse, iter(counts)), plan.shape, nse)
+        fitted = SparseAddPlan(resize(indices, nse, plan.shape), _tree.fit(union, nse, iter(counts)), plan.shape, nse)
         return jax.device_put(fitted)
 
     return _validation.call_concretely(keep)
@@ -242,12 +242,12 @@ def _keep(
     nse: int, space: Space, indices: jax.Array, union: Union, values: tuple[jax.Array, ...], limit: jax.Array
 ) -> tuple[jax.Array, Union]:
     """The indices and the union of the slots that stay, in `nse` slots."""
-    return _union.restrict(indices, union, _is_kept(union, jax.lax.stop_gradient(values), limit), space, nse)
+    return _tree.restrict(indices, union, _is_kept(union, jax.lax.stop_gradient(values), limit), space, nse)
 
 
 def _is_kept(union: Union, values: tuple[jax.Array, ...], thresh: jax.Array) -> jax.Array:
     """Which slots do not hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
-    total = add_values(union, values)
+    total = add_in_passing(union, values)
     a, b = union.placements
     shared = (a.sources != NONE) & (b.sources != NONE)
     dense_axes = tuple(range(1, total.ndim))

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jax_sparse_grad import _keys, _union, _validation
+from jax_sparse_grad import _keys, _tree, _union, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._buckets import buckets, resize
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._keys import Keys, Space
+from jax_sparse_grad._keys import Space
 from jax_sparse_grad._numeric import pick_values
-from jax_sparse_grad._primitives import NONE, all_true, iota_like, materialise, vary_alike
-from jax_sparse_grad._search import search, with_keys
+from jax_sparse_grad._tree import Union
 from jax_sparse_grad._types import ArrayInput, Shape
-from jax_sparse_grad._union import Placement, Union, placement_of
 from jax_sparse_grad._validation import MOST_ENTRIES
+from jax_sparse_grad._xla_cpu import all_true
 
 
 class SparseAddGradOutput(NamedTuple):
@@ -122,7 +119,7 @@ def _locate_concrete(
     """The places of concrete rows of A and B in the sum, likewise."""
     *counts, nse = (each.shape[0] for each in rows)
     roomy = _locate(*_pad_rows(names, rows, shape, space), space, tuple(map(np.int32, counts)))
-    union = _union.fit(roomy._replace(nnz=np.int32(nse)), nse, ((count,) for count in counts))
+    union = _tree.fit(roomy._replace(nnz=np.int32(nse)), nse, ((count,) for count in counts))
     placed: Union = jax.device_put(union)
     return placed
 
@@ -173,25 +170,7 @@ def _locate(
     b_indices: jax.Array,
     sum_indices: jax.Array,
     space: Space | None,
-    counts: tuple[ArrayLike, ...] = (MOST_ENTRIES, MOST_ENTRIES),
+    counts: tuple[ArrayLike, ...] = (np.int32(MOST_ENTRIES),) * 2,
 ) -> Union:
     """The places of the first `counts` rows of A and B in the sum; rows behind them have none."""
-    rows = vary_alike((sum_indices, a_indices, b_indices))
-    if space is None:
-        placements = with_keys(rows[0], partial(_placements, rows, counts))
-    else:
-        placements = _placements(rows, counts, partial(_keys.ravel, space=space))
-    return Union(jnp.int32(sum_indices.shape[0]), (None, None), placements)
-
-
-def _placements(
-    rows: tuple[jax.Array, ...], counts: tuple[ArrayLike, ...], keys_of: Callable[[jax.Array], Keys]
-) -> tuple[Placement, ...]:
-    """The places of the operands' rows among the rows of the sum, which come first."""
-    total, *operands = (materialise(keys_of(each)) for each in rows)
-    placements = []
-    for keys, count in zip(operands, counts, strict=True):
-        position, is_found = search(total, keys)
-        is_found &= iota_like(position) < count
-        placements.append(placement_of(jnp.where(is_found, position, NONE), total[0].shape[0]))
-    return tuple(placements)
+    return _union.locate(sum_indices, (a_indices, b_indices), counts, space)

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_sparse_grad import _union
+from jax_sparse_grad import _tree
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -32,21 +32,21 @@ hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max
 hypothesis.settings.load_profile("jax")
 
 
-SORTED_BELOW = _union.SORTED_BELOW
+SORTED_BELOW = _tree.SORTED_BELOW
 
 
 @pytest.fixture(scope="module")
 def merges():
     """Short operands are merged, as long ones are: else those of tests would all be sorted together."""
-    _union.SORTED_BELOW = 0
+    _tree.SORTED_BELOW = 0
     yield
-    _union.SORTED_BELOW = SORTED_BELOW
+    _tree.SORTED_BELOW = SORTED_BELOW
 
 
 @pytest.fixture(params=["merged", "sorted"])
 def method(request, monkeypatch):
     """How short operands are united: as long ones are, or as they are for users."""
-    monkeypatch.setattr(_union, "SORTED_BELOW", 0 if request.param == "merged" else SORTED_BELOW)
+    monkeypatch.setattr(_tree, "SORTED_BELOW", 0 if request.param == "merged" else SORTED_BELOW)
 
 
 @pytest.fixture

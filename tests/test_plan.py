@@ -180,6 +180,56 @@ def test_the_promise_of_canonical_input_leaves_no_sort_and_no_conditional(rng):
     chex.assert_trees_all_equal(add(a, b, x, y, True), add(a, b, x, y, False))
 
 
+@pytest.mark.usefixtures("method")
+def test_a_step_with_a_plan_of_concrete_operands_has_no_conditional(rng):
+    def step(plan, *values):
+        return jax.value_and_grad(lambda values: (plan(*values) ** 2).sum())(values)
+
+    texts, pairs_of = {}, {"canonical": {}, "shuffled": {"shuffled": True}, "duplicates": {"duplicates": 3}}
+    for name, form in pairs_of.items():
+        pairs = [random_coo(rng, SHAPE, 7, **form) for _ in range(3)]
+        plan = jsg.plan_sparse_add(*(indices for indices, _ in pairs), shape=SHAPE)
+        values = [values for _, values in pairs]
+        texts[name] = jax.jit(step).lower(plan, *values).as_text()
+        total = dense_sum(pairs)
+        assert float(jax.jit(step)(plan, *values)[0]) == (total**2).sum()
+    assert {name: "stablehlo.case" in text for name, text in texts.items()} == {
+        "canonical": False,
+        "shuffled": False,
+        "duplicates": False,
+    }
+
+
+def test_one_jitted_step_takes_plans_of_both_kinds(rng):
+    step = jax.jit(lambda plan, x, y: plan(x, y))
+    for form in ({}, {"duplicates": 3}, {}, {"duplicates": 3, "shuffled": True}):
+        pairs = [random_coo(rng, SHAPE, 10 - form.get("duplicates", 0), **form) for _ in range(2)]
+        plan = jsg.plan_sparse_add(*(indices for indices, _ in pairs), shape=SHAPE, nse=20)
+        values = step(plan, *(values for _, values in pairs))
+        np.testing.assert_array_equal(to_dense(plan.indices, values, SHAPE), dense_sum(pairs))
+
+
+def test_a_loop_carries_plans_of_one_kind(rng):
+    pairs = [random_coo(rng, SHAPE, 8) for _ in range(4)]
+    rows, values = (jnp.stack(each) for each in zip(*pairs, strict=True))
+
+    def loop(promise):
+        def step(plan, k):
+            following = jsg.plan_sparse_add(rows[k], rows[0], shape=SHAPE, nse=16, assume_canonical=promise)
+            return following, plan(values[k - 1], values[0])
+
+        first = jsg.plan_sparse_add(rows[0], rows[0], shape=SHAPE, nse=16)
+        return jax.lax.scan(step, first, jnp.arange(1, 4))
+
+    with pytest.raises(TypeError, match="pytree structure"):
+        loop(False)
+    last, sums = loop(True)
+    for k in range(3):
+        each = jsg.plan_sparse_add(rows[k], rows[0], shape=SHAPE, nse=16)
+        np.testing.assert_array_equal(sums[k], each(values[k], values[0]))
+    np.testing.assert_array_equal(last.indices, jsg.plan_sparse_add(rows[3], rows[0], shape=SHAPE, nse=16).indices)
+
+
 def test_entries_outside_the_shape_count_as_padding_under_jit(rng):
     a, x = random_coo(rng, SHAPE, 7)
     a[2], a[5] = (0, -1), (6, 3)

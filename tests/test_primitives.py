@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 
 from jax_sparse_grad._primitives import (
-    all_true,
     at,
-    count_true,
     gather,
     if_all,
     in_all_batches,
     iota_like,
-    largest_of,
-    materialise,
     scatter,
 )
 
@@ -70,25 +66,7 @@ def test_any_element_stands_for_one_out_of_bounds():
     assert at(array[:0], jnp.array([0, 1])).shape == (2,)
 
 
-@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 300])
-def test_reductions_by_groups(rng, size):
-    flags = rng.random(size) < 0.5
-    assert int(count_true(jnp.asarray(flags))) == flags.sum()
-    assert bool(all_true(jnp.asarray(flags))) == flags.all()
-    assert bool(all_true(jnp.ones(size, bool)))
-    numbers = rng.integers(0, 2**32, size, dtype=np.uint32)
-    assert int(largest_of(jnp.asarray(numbers))) == numbers.max(initial=0)
-
-
 def test_a_batch_has_one_answer():
     flags = jnp.array([[True, True], [True, False]])
     np.testing.assert_array_equal(jax.vmap(in_all_batches)(flags[0]), [True, True])
     np.testing.assert_array_equal(jax.vmap(jax.vmap(in_all_batches))(flags), np.zeros((2, 2), bool))
-
-
-def test_materialised_arrays_are_the_same(rng):
-    tree = {"words": jnp.asarray(rng.integers(0, 2**32, 5, dtype=np.uint32)), "count": jnp.int32(-3)}
-    chex.assert_trees_all_equal(jax.jit(materialise)(tree), tree)
-    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), tree)
-    chex.assert_trees_all_equal(jax.vmap(materialise)(batch), batch)
-    assert "while" in jax.jit(lambda x: materialise(x * 2) + 1).lower(tree["words"]).compile().as_text()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jax_sparse_grad import _search
+from methods import OTHERS, jit_for
 from samples import ravel
 
 SHAPES = [(97,), (40, 50), (2**20, 2**20, 2**20), (2**31 - 1, 2**31 - 1)]
@@ -102,3 +103,29 @@ def test_a_batch_of_searches(rng):
     queries[0].sort()
     position, _ = jax.vmap(lambda t, q: _search.search((t,), (q,)))(table, queries)
     np.testing.assert_array_equal(position, [np.searchsorted(t, q) for t, q in zip(table, queries, strict=True)])
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 9, 55, 56, 57, 64, 500])
+def test_unrolled_rounds_reach_every_place(rng, size):
+    table = np.sort(rng.integers(0, 2 * size + 1, size)).astype(np.uint32)
+    queries = np.arange(-1, 2 * size + 2).astype(np.uint32)
+    rank = jax.jit(_search.rank)((table,), (queries,))
+    np.testing.assert_array_equal(rank, np.searchsorted(table, queries))
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 9), (7, 0), (1, 100), (100, 1), (63, 64)])
+def test_two_lists_are_sought_in_each_other(rng, sizes):
+    first, second = (np.sort(rng.integers(0, 120, size)).astype(np.uint32) for size in sizes)
+    keys = np.concatenate([first, second, [np.uint32(2**32 - 1)] * 2])
+    of_first = np.arange(len(keys)) < sizes[0]
+    of_first[-2] = True
+    rank = jax.jit(lambda keys, of_first: _search.rank_in_other((keys,), sizes, of_first))(keys, of_first)
+    expected = [*np.searchsorted(second, first), *np.searchsorted(first, second), sizes[1], sizes[0]]
+    np.testing.assert_array_equal(rank, expected)
+
+
+@pytest.mark.parametrize("method", ["cpu", *OTHERS])
+def test_smaller_numbers_are_counted(rng, method):
+    numbers, queries = (np.sort(rng.integers(0, 50, size)).astype(np.uint32) for size in (40, 70))
+    count = jit_for(method, _search.count_less)(numbers, queries)
+    np.testing.assert_array_equal(count, np.searchsorted(numbers, queries))

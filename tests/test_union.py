@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_sparse_grad import _keys, _union
+from jax_sparse_grad import _cpu, _keys, _tree, _union
 from jax_sparse_grad._primitives import NONE
 from samples import is_entry, random_coo, union_indices
 
@@ -39,11 +39,8 @@ def operands(rng, shape, form, nnz):
 
 @partial(jax.jit, static_argnums=(1, 2))
 def unite(operands, shape, nse):
-    def explicit(indices, union):
-        return indices, _union.with_orders(union)
-
-    space = _keys.space_of(shape, operands[0].dtype)
-    return _union.unite(tuple(operands), space, nse, None, explicit)
+    form = _tree.Form.of_traced(nse, promised=False)
+    return _union.unite(form, _keys.space_of(shape, operands[0].dtype), tuple(operands))
 
 
 def check_placement(placement, rows, slots, shape):
@@ -99,27 +96,49 @@ def test_some_operands_in_a_tree(rng, form, count):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_many_operands_in_one_list(rng, form):
-    count = _union.MOST_IN_TREE + 1
+    count = _tree.MOST_IN_TREE + 1
     rows = operands(rng, SMALL, form, [7] * count)
     expected = union_indices(*rows, shape=SMALL)
-    joined, sizes = _union.join(tuple(rows), promised=False)
+    joined, sizes = _tree.join(tuple(rows), promised=False)
     assert sizes == (LENGTH,) * count
     space = _keys.space_of(SMALL, np.int32)
-    indices, union = jax.jit(
-        lambda *lists: _union.unite(lists, space, count * LENGTH, False, lambda *result: result, sizes)
-    )(*joined)
+    form = _tree.Form.of_traced(count * LENGTH, promised=False, joined=sizes)
+    indices, union = jax.jit(lambda *lists: _union.unite(form, space, lists))(*joined)
     np.testing.assert_array_equal(indices[: len(expected)], expected)
     assert int(union.nnz) == len(expected)
-    assert _union.entry_counts(union) == (sizes,)
+    assert _tree.entry_counts(union) == (sizes,)
     check_placement(union.placements[0], np.concatenate(rows), np.asarray(indices), SMALL)
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_operands_in_one_list_are_separated_if_each_is_unique(rng, batch):
+    lists = [np.stack([operands(rng, SMALL, "shuffled", (7,))[0] for _ in range(2)]) for _ in range(3)]
+    rows = [each if batch else each[0] for each in lists]
+    form = _tree.Form.of_traced(3 * LENGTH, promised=False, joined=(LENGTH,) * 3)
+
+    def unite(rows):
+        return _union.unite(form, _keys.space_of(SMALL, rows.dtype), (rows,))
+
+    def separated(rows):
+        indices, union = jax.jit(jax.vmap(unite) if batch else unite)(np.concatenate(rows, axis=-2))
+        return indices, _tree.separate(union)
+
+    indices, union = separated(rows)
+    assert union.children == (None,) * 3
+    for placement, each in zip(union.placements, rows, strict=True):
+        for k in np.ndindex(batch):
+            check_placement(jax.tree.map(lambda leaf, k=k: leaf[k], placement), each[k], np.asarray(indices)[k], SMALL)
+    rows[1] = np.where(np.arange(LENGTH)[:, None] == 3, rows[1][..., :1, :], rows[1])  # one entry twice, in all batches
+    _, union = separated(rows)
+    assert union.children == (_tree.Joined((LENGTH,) * 3),)
+
+
 def test_operands_are_joined_if_they_are_many_or_short(monkeypatch):
-    monkeypatch.setattr(_union, "SORTED_BELOW", 100)
+    monkeypatch.setattr(_tree, "SORTED_BELOW", 100)
 
     def sizes(count, length, promised=False, batch=()):
         operands = tuple(np.zeros((*batch, length, 2), np.int32) for _ in range(count))
-        return _union.join(operands, promised)[1]
+        return _tree.join(operands, promised)[1]
 
     assert sizes(2, 100) == (100, 100)
     assert sizes(2, 100, batch=(3,)) == (100, 100)
@@ -127,11 +146,11 @@ def test_operands_are_joined_if_they_are_many_or_short(monkeypatch):
     assert sizes(4, 300) == (300,) * 4
     assert sizes(4, 301) is None
     assert sizes(2, 1, promised=True) is None
-    assert sizes(_union.MOST_IN_TREE, 10**4) is None
-    assert sizes(_union.MOST_IN_TREE + 1, 10**4, promised=True) is not None
+    assert sizes(_tree.MOST_IN_TREE, 10**4) is None
+    assert sizes(_tree.MOST_IN_TREE + 1, 10**4, promised=True) is not None
     assert sizes(1, 1) is None
     other = np.zeros((3, 5, 2), np.int32), np.zeros((1, 5, 2), np.int32)
-    assert _union.join(other, False) == (other, None)
+    assert _tree.join(other, False) == (other, None)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -139,7 +158,7 @@ def test_trimmed_tree_keeps_what_is_in_use(rng, form):
     rows = operands(rng, SMALL, form, [5, 6, 7])
     expected = union_indices(*rows, shape=SMALL)
     _, union = unite(rows, SMALL, 3 * LENGTH)
-    trimmed = _union.fit(union, len(expected), iter([(LENGTH,)] * 3))
+    trimmed = _tree.fit(union, len(expected), iter([(LENGTH,)] * 3))
     inner_slots = union_indices(*rows[:2], shape=SMALL)
     inner = trimmed.children[0]
     check_placement(trimmed.placements[0], inner_slots, expected, SMALL)
@@ -161,7 +180,7 @@ def test_restriction_drops_slots_and_renumbers_the_rest(rng):
     full = union_indices(*rows, shape=SMALL)
     indices, union = unite(rows, SMALL, len(full))
     keep = rng.random(len(full)) < 0.5
-    indices, restricted = _union.restrict(indices, union, jnp.asarray(keep), _keys.space_of(SMALL, np.int32), len(full))
+    indices, restricted = _tree.restrict(indices, union, jnp.asarray(keep), _keys.space_of(SMALL, np.int32), len(full))
     count = int(keep.sum())
     assert int(restricted.nnz) == count
     slots = np.concatenate([full[keep], np.tile([SMALL], (len(full) - count, 1))])
@@ -176,5 +195,5 @@ def test_placement_of_known_positions(positions):
     slots = np.arange(nse).reshape(-1, 1)
     rows = np.where(np.array(positions, int) < nse, positions, nse).reshape(-1, 1)
     known = jnp.array([position if position < nse else NONE for position in positions], jnp.int32)
-    placement = _union.placement_of(known, nse)
+    placement = _cpu.placement_of(known, nse)
     check_placement(placement, rows, slots, (nse,))

@@ -16,9 +16,9 @@ from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad._add import name_operands, scatter_add
 from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import poison_unless
-from jax_sparse_grad._plan import Form, unite_and_add
+from jax_sparse_grad._plan import unite_and_add
+from jax_sparse_grad._tree import Form, join
 from jax_sparse_grad._types import Dense, SupportsJaxArray
-from jax_sparse_grad._union import join
 from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded

@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_sparse_grad import _keys, _validation
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._primitives import all_true
+from jax_sparse_grad._xla_cpu import all_true
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, own_range
 from jax_sparse_grad.sharded._operand import RowSharded, layout_of
 
@@ -157,6 +157,16 @@ def _fullest(layout: Layout, nnz: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.max(counts), jnp.argmax(counts)
 
     return on_shards(layout, fullest, None, nnz, replicated_result=True)
+
+
+@partial(jax.jit, static_argnums=0)
+def all_in_all_shards(layout: Layout, flags: list[jax.Array]) -> jax.Array:
+    """Whether all flags `[shards]` are true."""
+
+    def ask(_: None, flags: list[jax.Array]) -> jax.Array:
+        return jnp.all(from_all_shards(layout, jnp.all(jnp.stack(flags))) > 0)
+
+    return jnp.array(True) if not flags else on_shards(layout, ask, None, flags, replicated_result=True)
 
 
 def most_in_shard(layout: Layout, indices: tuple[jax.Array, ...]) -> int:

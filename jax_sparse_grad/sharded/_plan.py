@@ -13,10 +13,17 @@ from jax.sharding import Mesh
 from jax_sparse_grad import _validation
 from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import add_values, poison_unless
-from jax_sparse_grad._plan import Form, unite_patterns
+from jax_sparse_grad._plan import unite_patterns
+from jax_sparse_grad._tree import Form, Union, entry_counts, join, placements_of, settle, truncate
 from jax_sparse_grad._types import ArrayInput
-from jax_sparse_grad._union import Union, entry_counts, join, truncate
-from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
+from jax_sparse_grad.sharded._guards import (
+    all_in_all_shards,
+    common_pattern,
+    exact_capacity,
+    guard_capacity,
+    is_sound,
+    most_in_shard,
+)
 from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, cut, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded, as_values
 from jax_sparse_grad.sharded._saving import Savable
@@ -206,10 +213,12 @@ def make_plan(
         return make(bound if capacity is None else capacity)
 
     def make_exactly() -> ShardedPlan:
-        if capacity is not None:
-            return make(capacity)
-        roomy = make(bound)
-        return _cut_plan(layout, exact_capacity(layout, roomy.nnz), roomy)
+        plan = make(bound if capacity is None else capacity)
+        # Without duplicates, a step with the plan needs no conditional.
+        flags = [placement.unique for placement in placements_of(plan.union) if placement.unique is not None]
+        if all_in_all_shards(layout, flags):
+            plan = dataclasses.replace(plan, union=settle(plan.union, lambda _: True))
+        return plan if capacity is not None else _cut_plan(layout, exact_capacity(layout, plan.nnz), plan)
 
     return _validation.call_concretely(make_exactly)
 

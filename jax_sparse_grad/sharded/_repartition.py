@@ -25,8 +25,8 @@ from jax_sparse_grad._buckets import bucket
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._primitives import NONE, at, gather, scatter
+from jax_sparse_grad._tree import Placement, Union, pick_rows
 from jax_sparse_grad._types import RowStarts
-from jax_sparse_grad._union import Placement, Union, pick_rows
 from jax_sparse_grad.sharded._balance import as_row_starts, balanced_row_starts
 from jax_sparse_grad.sharded._guards import check_capacity, common_layout, guard_capacity, guard_rows
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, replicate

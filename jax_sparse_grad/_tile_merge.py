@@ -15,7 +15,7 @@ search along a diagonal:
                                                 count of the bits before it: no search, no scatter
 
 A word of bits stands for 32 outputs and is small; whatever is as long as the lists is read or written once.
-`tests/test_merge.py` holds the plain version.
+`tests/test_tile_merge.py` holds the plain version.
 
 Lessons from XLA:CPU (two cores), where this is most of the work of a sparse addition:
 - A fusion recomputes its producers for each consumer, 32 times where a word is broadcast to its outputs. `materialise`
@@ -43,7 +43,8 @@ from jax.typing import ArrayLike
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._keys import Keys
-from jax_sparse_grad._primitives import NONE, at, furthest, in_all_batches, materialise, scatter
+from jax_sparse_grad._primitives import NONE, at, furthest, in_all_batches, scatter
+from jax_sparse_grad._xla_cpu import materialise
 
 TILE = 32  # inputs in a tile, and outputs in a word
 COARSE_TILE = 512  # the search along diagonals goes in two strides; 256 ... 1024 are equally good

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_sparse_grad import _merge
+from jax_sparse_grad import _tile_merge
 from jax_sparse_grad._primitives import NONE
 from samples import ravel
 
@@ -39,13 +39,13 @@ def rows_of(cells, shape):
 
 @partial(jax.jit, static_argnums=(2, 3))
 def run(a, b, shape, nse):
-    nnz, bitmaps = _merge.merge(ravel(a, shape), ravel(b, shape), nse)
+    nnz, bitmaps = _tile_merge.merge(ravel(a, shape), ravel(b, shape), nse)
     sizes = a.shape[0], b.shape[0]
     return (
         nnz,
-        [_merge.sources_of(bitmap, nse) for bitmap in bitmaps],
-        [_merge.positions_of(bitmap, size, nse) for bitmap, size in zip(bitmaps, sizes, strict=True)],
-        _merge.select_rows(bitmaps, a, b, shape, nse),
+        [_tile_merge.sources_of(bitmap, nse) for bitmap in bitmaps],
+        [_tile_merge.positions_of(bitmap, size, nse) for bitmap, size in zip(bitmaps, sizes, strict=True)],
+        _tile_merge.select_rows(bitmaps, a, b, shape, nse),
     )
 
 
@@ -109,7 +109,7 @@ def test_a_batch_of_merges(rng):
 
 
 def test_positions_of_many_slots_are_scattered_in_blocks(rng, monkeypatch):
-    monkeypatch.setattr(_merge, "BLOCK", 12)  # words, which do not divide evenly into blocks
+    monkeypatch.setattr(_tile_merge, "BLOCK", 12)  # words, which do not divide evenly into blocks
     a, b = np.sort(rng.choice(ALL, 600, False)), np.sort(rng.choice(ALL, 800, False))
     check(a, b, SMALL, nse=NSE + 1)
 
@@ -117,4 +117,4 @@ def test_positions_of_many_slots_are_scattered_in_blocks(rng, monkeypatch):
 @pytest.mark.parametrize("size", [0, 1, 32, 100, 5000])
 def test_flags_before_each_are_counted(rng, size):
     flags = rng.random(size) < 0.3
-    np.testing.assert_array_equal(_merge.count_before(flags), np.cumsum(flags) - flags)
+    np.testing.assert_array_equal(_tile_merge.count_before(flags), np.cumsum(flags) - flags)

@@ -1,0 +1,83 @@
+"""Sums of neighbours that belong together, without atomic additions: the same on every run.
+
+After round r, entry i holds the sum of the entries i ... i + 2**r - 1 of its run. The additions form a balanced tree,
+the same on every platform. The rounds end with the longest run: there are none if all runs have length one. A GPU does
+as many as there could be, because its host would have to look at a flag in every round.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jax_sparse_grad._primitives import NONE, gather, in_all_batches, in_bytes
+from jax_sparse_grad._seam import per_platform
+
+
+def sum_runs_by_gathers(values: jax.Array, runs: jax.Array) -> jax.Array:
+    """For XLA:CPU."""
+    size = values.shape[0]
+    entries = jnp.arange(size, dtype=jnp.uint32)  # an entry plus a step must not wrap around
+    nothing = np.asarray(-np.zeros((), values.dtype), values.dtype)  # numpy negates 4-bit integers to 8 bits
+
+    def partners(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        partner = entries + step
+        return partner, (runs != NONE) & (gather(runs, partner, fill=-1) == runs)
+
+    def add_partner(step: jax.Array, values: jax.Array) -> jax.Array:
+        partner, same_run = partners(step)
+        return values + gather(values, jnp.where(same_run, partner, size), nothing)
+
+    return _as_often_as_needed(lambda step: jnp.any(partners(step)[1]), add_partner, values)
+
+
+def sum_runs_by_shifts(values: jax.Array, runs: jax.Array, *, bounded: bool) -> jax.Array:
+    """For machines with much memory bandwidth, and little patience with gathers or, if `bounded`, with flags."""
+    size, dtype = values.shape[0], values.dtype
+    values = in_bytes(values)  # XLA:GPU cannot slice narrower integers in a loop
+
+    def ahead(array: jax.Array, step: jax.Array, fill: Any) -> jax.Array:
+        return lax.dynamic_slice_in_dim(jnp.concatenate([array, jnp.full_like(array, fill)]), step, size)
+
+    def has_partner(step: jax.Array) -> jax.Array:
+        return (runs != NONE) & (ahead(runs, step, NONE) == runs)
+
+    def add_partner(step: jax.Array, values: jax.Array) -> jax.Array:
+        same_run = has_partner(step).reshape(-1, *[1] * (values.ndim - 1))
+        return jnp.where(same_run, values + ahead(values, step, 0), values)
+
+    if bounded:
+        rounds = max(size - 1, 0).bit_length()
+        total = lax.fori_loop(0, rounds, lambda round_, values: add_partner(jnp.uint32(1) << round_, values), values)
+    else:
+        total = _as_often_as_needed(lambda step: jnp.any(has_partner(step)), add_partner, values)
+    return total.astype(dtype)
+
+
+def _as_often_as_needed(
+    is_needed: Callable[[jax.Array], jax.Array],
+    add_partner: Callable[[jax.Array, jax.Array], jax.Array],
+    values: jax.Array,
+) -> jax.Array:
+    def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return 2 * carry[0], add_partner(*carry)
+
+    def goes_on(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return ~in_all_batches(~is_needed(carry[0]))  # one step for a whole batch, or shifts would become gathers
+
+    return lax.while_loop(goes_on, add, (jnp.uint32(1), values))[1]
+
+
+sum_runs = per_platform(
+    cpu=sum_runs_by_gathers,
+    gpu=partial(sum_runs_by_shifts, bounded=True),
+    otherwise=partial(sum_runs_by_shifts, bounded=False),
+)
+"""`sum_runs(values, runs)`: sums neighbours with equal numbers in `runs`; the first of them then holds the total.
+
+`NONE` is no run.
+"""

@@ -1,0 +1,317 @@
+"""What the symbolic phase finds: the union of lists of index rows, and where each entry went.
+
+A union is a balanced binary tree: k operands cost log2(k) levels of the same total length. Every edge of the tree is a
+`Placement`: the linear map that carries the values of a child to the slots of its parent. It is stored in both
+directions (`sources` for the map, `positions` for its transpose), so that either one is a gather.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jax_sparse_grad import _keys
+from jax_sparse_grad._buckets import concatenate, resize
+from jax_sparse_grad._keys import Space
+from jax_sparse_grad._primitives import NONE, gather, iota_like, scatter
+from jax_sparse_grad._seam import per_platform
+from jax_sparse_grad._tile_merge import count_before
+
+T = TypeVar("T")
+
+# Measured on two cores, for 2 to 20 operands of 300 to 10^5 sorted entries, with shared and with different patterns:
+MOST_IN_TREE = 12  # operands: a tree of merges may be faster than one sort up to this number
+SORTED_BELOW = 1536  # times k (k - 1): the entries of k operands that one sort takes as long for as the merges
+
+
+class Form(NamedTuple):
+    """What is static in a sum. Not the shape: nothing should be compiled again for another shape.
+
+    canonical: whether all operands are; None if it is not known.
+    promised: whether that was promised, so that the union needs no room for what only unsorted operands have.
+    joined: the sizes of operands that are one list.
+    """
+
+    nse: int
+    canonical: bool | None
+    promised: bool = False
+    joined: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of_traced(nse: int, promised: bool, joined: tuple[int, ...] | None = None) -> Form:
+        """The form of a sum of traced operands, about whose order nothing is known but what was promised."""
+        if joined is not None:
+            return Form(nse, canonical=False, joined=joined)
+        return Form(nse, promised or None, promised)
+
+
+class Placement(NamedTuple):
+    """The places of the n entries of a child among the m slots of their parent.
+
+    positions: `[n]` int32, the slot of each entry. `NONE` if it has none (padding, dropped); m or more if there is no
+      room.
+    sources: `[m]` int32, the entry in each slot; `NONE` if there is none.
+    unique: scalar bool, whether no slot has two entries of one operand, for both operands of a node together. If false,
+      `sources` counts the entries in the order of `order`, and refers to the first of those that share a slot. None if
+      it is known: true if there is no `order`, else false.
+    order: `[n]` int32, a permutation that sorts the entries by their slots (those without a slot may stand anywhere).
+      None if `unique` is known to be true.
+    """
+
+    positions: jax.Array
+    sources: jax.Array
+    unique: jax.Array | None = None
+    order: jax.Array | None = None
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """A child made of several operands, one list after the other, with their sizes (static)."""
+
+    sizes: tuple[int, ...]
+
+
+class Union(NamedTuple):
+    """A node of the tree: the union of its children, each an operand (None), several operands, or a union.
+
+    It has one child or two, or a few that were one list.
+
+    nnz: scalar int32, the true number of distinct entries, which may exceed the number of slots.
+    """
+
+    nnz: jax.Array
+    children: tuple[Union | Joined | None, ...]
+    placements: tuple[Placement, ...]
+
+
+def join(operands: tuple[jax.Array, ...], promised: bool) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
+    """The operands `[*batch, n, ndims]`; or one list of them all and their sizes, if sorting that is better.
+
+    A merge costs a fixed number of kernels, and seconds of compilation, however short the lists. A sort takes time for
+    each entry, whatever the number of operands. If all are promised to be sorted, a small number of operands is always
+    merged.
+    """
+    sizes = tuple(rows.shape[-2] for rows in operands)
+    short = not promised and sum(sizes) <= SORTED_BELOW * len(sizes) * (len(sizes) - 1)
+    # XLA:CPU ends the process if integers of less than a byte are concatenated.
+    alike = len({rows.shape[:-2] for rows in operands}) == 1 and jnp.iinfo(operands[0].dtype).bits >= 8
+    if len(sizes) == 1 or not alike or not (short or len(sizes) > MOST_IN_TREE):
+        return operands, None
+    return (concatenate(operands, operands[0].ndim - 2),), sizes
+
+
+def with_orders(union: Union) -> Union:
+    """The same node with `unique` and `order` for every operand, also if their keys were sorted.
+
+    A node whose children are unions themselves is left alone: those are always sorted.
+    """
+
+    def complete(placement: Placement) -> Placement:
+        if placement.unique is not None or placement.order is not None:
+            return placement
+        return placement._replace(unique=jnp.ones_like(union.nnz, bool), order=iota_like(placement.positions))
+
+    if all(isinstance(child, Union) for child in union.children):
+        return union
+    return union._replace(placements=tuple(map(complete, union.placements)))
+
+
+def placements_of(union: Union) -> list[Placement]:
+    """The edges of the whole tree."""
+    inner = (placements_of(child) for child in union.children if isinstance(child, Union))
+    return [*union.placements, *itertools.chain.from_iterable(inner)]
+
+
+def settle(union: Union, is_unique: Callable[[jax.Array], bool | None]) -> Union:
+    """The same tree without `unique` where `is_unique(unique)` tells what it is, nor `order` where it is true."""
+
+    def settle_placement(placement: Placement) -> Placement:
+        known = None if placement.unique is None else is_unique(placement.unique)
+        if known is None:
+            return placement
+        return placement._replace(unique=None, order=None if known else placement.order)
+
+    children = tuple(settle(child, is_unique) if isinstance(child, Union) else child for child in union.children)
+    return Union(union.nnz, children, tuple(map(settle_placement, union.placements)))
+
+
+def separate(union: Union) -> Union:
+    """The same union with a child for each of a few operands that are one list, if none has duplicates of its own.
+
+    In one list, an entry that operands share is a duplicate. Apart, their values need no sorting. Everything is
+    concrete.
+    """
+    (child, *others), (placement, *_) = union.children, union.placements
+    if others or not isinstance(child, Joined) or len(child.sizes) > MOST_IN_TREE:
+        return union
+    together: Any = placement.positions
+    *batches, nse = placement.sources.shape
+    ends = list(itertools.accumulate(child.sizes))[:-1]
+    placements = []
+    positions: Any
+    for positions in np.split(np.asarray(together), ends, len(batches)):
+        slots = positions.reshape(math.prod(batches), positions.shape[-1])
+        sources: Any = np.full((slots.shape[0], nse), NONE)
+        batch, entry = np.nonzero(slots < nse)
+        sources[batch, slots[batch, entry]] = entry
+        if np.any(sources[batch, slots[batch, entry]] != entry):
+            return union
+        placements.append(Placement(positions, sources.reshape(*batches, nse)))
+    if not isinstance(together, np.ndarray):  # on the device of the rest
+        placements = jax.device_put(placements, together.sharding)
+    return Union(union.nnz, (None,) * len(placements), tuple(placements))
+
+
+def skeleton(sizes: tuple[int, ...], ndim: int, form: Form) -> Union:
+    """The shapes of the union of operands with these numbers of entries, whichever platform makes it."""
+
+    def of(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+
+    def node(sizes: tuple[int, ...], nse: int) -> Union:
+        children, placements = [], []
+        for part in halves(sizes):
+            inner = inner_nse(part, ndim)
+            child = node(part, inner) if len(part) > 1 else None
+            children.append(Joined(form.joined) if form.joined is not None else child)
+            placements.append(Placement(of(np.int32, inner if child else part[0]), of(np.int32, nse)))
+        if not form.promised and None in map(_union_or_none, children):
+            placements = [placement._replace(unique=of(bool), order=placement.positions) for placement in placements]
+        return Union(of(np.int32), tuple(children), tuple(placements))
+
+    return node(sizes, form.nse)
+
+
+def _union_or_none(child: Union | Joined | None) -> Union | None:
+    return child if isinstance(child, Union) else None
+
+
+def halves(parts: tuple[T, ...]) -> list[tuple[T, ...]]:
+    """What the children of a node are made of: half of the operands each, or all of a single one."""
+    half = (len(parts) + 1) // 2
+    return [part for part in (parts[:half], parts[half:]) if part]
+
+
+def inner_nse(sizes: Sequence[int], ndim: int) -> int:
+    """The number of slots of a node that is not the root: enough for all entries."""
+    # A scalar tensor has no padding: the parent would read spare slots as entries.
+    return sum(sizes) if ndim else min(sum(sizes), 1)
+
+
+def entry_counts(union: Union) -> tuple[tuple[int, ...], ...]:
+    """The number of entries of each operand; for joined operands in one tuple."""
+    counts: list[tuple[int, ...]] = []
+    for child, placement in zip(union.children, union.placements, strict=True):
+        if isinstance(child, Union):
+            counts += entry_counts(child)
+        else:
+            counts.append((placement.positions.shape[-1],) if child is None else child.sizes)
+    return tuple(counts)
+
+
+def slots_of(union: Union, outer: jax.Array | None = None) -> list[jax.Array]:
+    """For each operand the slot of each of its entries in the whole sum, `[nnz_k]`; `NONE` or more if there is none.
+
+    `outer` are the slots of this node's own slots in the whole sum.
+    """
+    slots: list[jax.Array] = []
+    for child, placement in zip(union.children, union.placements, strict=True):
+        positions = placement.positions
+        if outer is not None:
+            positions = gather(outer, positions, fill=NONE)
+        if isinstance(child, Union):
+            slots += slots_of(child, positions)
+        else:
+            sizes = (positions.shape[0],) if child is None else child.sizes
+            slots += jnp.split(positions, list(itertools.accumulate(sizes))[:-1])
+    return slots
+
+
+def most_entries(nnz: jax.Array) -> int:
+    """The largest of the concrete numbers of entries in a batch."""
+    return int(np.max(np.asarray(nnz), initial=0))
+
+
+def fit(union: Union, nse: int, counts: Iterator[tuple[int, ...]]) -> Union:
+    """The same tree with `nse` slots at its root, `nnz` at every inner node and `counts` entries at its leaves.
+
+    Everything is concrete, and slots and entries that are cut off are empty. A batch of trees keeps the room that its
+    largest needs.
+    """
+    axis = np.ndim(union.nnz)
+
+    def fit_child(child: Union | Joined | None, placement: Placement) -> tuple[Union | Joined | None, Placement]:
+        sizes = (most_entries(child.nnz),) if isinstance(child, Union) else next(counts)
+        fitted = placement._replace(
+            positions=resize(placement.positions, sum(sizes), NONE, axis),
+            sources=resize(placement.sources, nse, NONE, axis),
+            order=None if placement.order is None else resize(placement.order, sum(sizes), NONE, axis),
+        )
+        if isinstance(child, Union):
+            return fit(child, sum(sizes), counts), fitted
+        return None if len(sizes) == 1 else Joined(sizes), fitted
+
+    pairs = [fit_child(*pair) for pair in zip(union.children, union.placements, strict=True)]
+    children, placements = zip(*pairs, strict=True)
+    return Union(union.nnz, children, placements)
+
+
+def truncate(union: Union, nse: int) -> Union:
+    """The same node with its first `nse` slots only, which must hold all of its entries."""
+    placements = tuple(placement._replace(sources=placement.sources[:nse]) for placement in union.placements)
+    return union._replace(placements=placements)
+
+
+def restrict(indices: jax.Array, union: Union, keep: jax.Array, space: Space, nse: int) -> tuple[jax.Array, Union]:
+    """The indices and the union of the slots that `keep` selects, in `nse` slots; all others are dropped."""
+    former_nse = keep.shape[0]
+    keep &= jnp.arange(former_nse, dtype=jnp.int32) < union.nnz
+    slots = jnp.where(keep, _count_before(keep), NONE)
+    former = scatter(nse, slots, jnp.arange(former_nse, dtype=jnp.int32), fill=NONE)
+    placements = tuple(
+        placement._replace(
+            positions=gather(slots, placement.positions, fill=NONE),
+            sources=gather(placement.sources, former, fill=NONE),
+        )
+        for placement in union.placements
+    )
+    restricted = union._replace(nnz=jnp.sum(keep, dtype=jnp.int32), placements=placements)
+    return pick_rows([indices], [former], space.sizes), restricted
+
+
+def pick_rows(lists: Sequence[jax.Array], sources: Sequence[jax.Array], sizes: Sequence[ArrayLike]) -> jax.Array:
+    """Index rows `rows[sources]` of the first list for which that is within bounds; padding if there is none."""
+    columns = []
+    for dim, size in enumerate(sizes):
+        column = jnp.asarray(size, lists[0].dtype)
+        for rows, entries in zip(reversed(lists), reversed(sources), strict=True):
+            column = gather(rows[:, dim], entries, column)
+        columns.append(column)
+    return _keys.stack_columns(columns, sources[0].shape[0], lists[0].dtype)
+
+
+def resize_list(
+    rows: jax.Array, nnz: jax.Array, space: Space, nse: int
+) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
+    """One canonical list in `nse` slots: the union of a single operand."""
+    entries, slots = jnp.arange(rows.shape[0], dtype=jnp.int32), jnp.arange(nse, dtype=jnp.int32)
+    positions = jnp.where((entries < nnz) & (entries < nse), entries, NONE)
+    sources = jnp.where(slots < nnz, slots, NONE)
+    return pick_rows([rows], [sources], space.sizes), nnz, (Placement(positions, sources),)
+
+
+def _count_by_sum(flags: jax.Array) -> jax.Array:
+    counts = flags.astype(jnp.int32)
+    return jnp.cumsum(counts) - counts
+
+
+_count_before = per_platform(cpu=count_before, otherwise=_count_by_sum)
