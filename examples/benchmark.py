@@ -26,6 +26,9 @@ It is what the memory's speed allows. A plan that was made before moves no indic
 
 The table "what else" measures ours alone: wide keys, operands out of order, hybrid values, many operands, large sizes,
 eager calls and memory. On an NVIDIA GPU ours is also timed there, with PyTorch and CuPy.
+
+`--compile-for h100` and `--compile-for v5e` time nothing: they compile for a GPU or a TPU that need not be there, and
+count what the program would do. See `compiled_benchmark.py`.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ SIDE = 40_000  # of the matrices
 TURN = 0.02  # seconds for which a contender runs in each round
 SLOW = 1.0  # seconds; a contender whose call takes longer runs in few rounds
 FEW = 3
+QUIET = 10  # seconds between two lines about progress
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7)
 PATTERN_SIZE = 10**6
 
@@ -68,6 +72,7 @@ FORWARD = "forward"
 BACKWARD = "forward + backward"
 PLANNED = "forward + backward, ours planned before"
 GRADIENT = "sparse_add_grad alone"
+OPERATIONS = FORWARD, BACKWARD, PLANNED, GRADIENT
 
 OURS, COPY = "ours", "copy"
 HALF, NONE, ALL, BLOCKS, GAP = "half shared", "none shared", "all shared", "blocks one after the other", "one in a gap"
@@ -221,10 +226,16 @@ def on_device(*arrays: np.ndarray) -> list[jax.Array]:
     return jax.block_until_ready([jnp.asarray(array) for array in arrays])
 
 
-def jitted(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """A call of the compiled function that waits for the result."""
-    compiled = jax.jit(function)
-    return lambda: jax.block_until_ready(compiled(*arguments))
+class Jitted:
+    """A function of JAX and its arguments. A call runs it, compiled, and waits for the result."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+        self._compiled = jax.jit(function)
+
+    def __call__(self) -> Any:
+        """The result, when it is there."""
+        return jax.block_until_ready(self._compiled(*self.arguments))
 
 
 def jax_calls(problem: Problem, forward: Add) -> dict[str, Call]:
@@ -236,8 +247,8 @@ def jax_calls(problem: Problem, forward: Add) -> dict[str, Call]:
         return Answer(flatten(indices, problem.side), values, tuple(gradients) or None)
 
     return {
-        FORWARD: Call(jitted(forward, *operands), read),
-        BACKWARD: Call(jitted(with_gradient(forward), *operands, backprop), read),
+        FORWARD: Call(Jitted(forward, *operands), read),
+        BACKWARD: Call(Jitted(with_gradient(forward), *operands, backprop), read),
     }
 
 
@@ -254,7 +265,7 @@ def prepare_ours(problem: Problem) -> dict[str, Call]:
         values, *gradients = map(np.asarray, result)
         return Answer(flatten(np.asarray(plan.indices), problem.side), values, tuple(gradients))
 
-    by_plan = Call(jitted(planned, plan, a_values, b_values, backprop), read_planned)
+    by_plan = Call(Jitted(planned, plan, a_values, b_values, backprop), read_planned)
     return jax_calls(problem, forward_of(problem)) | prepare_gradient(problem) | {PLANNED: by_plan}
 
 
@@ -262,7 +273,7 @@ def prepare_gradient(problem: Problem, **options: Any) -> dict[str, Call]:
     """Our `sparse_add_grad` alone."""
     sum_indices = unflatten(problem.cells, problem.side)
     arguments = on_device(problem.backprop, problem.a_indices, problem.b_indices, sum_indices)
-    run = jitted(partial(jsg.sparse_add_grad, **options), *arguments)
+    run = Jitted(partial(jsg.sparse_add_grad, **options), *arguments)
     return {GRADIENT: Call(run, lambda result: Answer(None, None, to_numpy(result)))}
 
 
@@ -437,16 +448,21 @@ def prepare_graphblas(problem: Problem) -> dict[str, Call]:
     return {FORWARD: Call(add, read)}
 
 
-def prepare_bcoo(problem: Problem) -> dict[str, Call]:
-    """What JAX has: the sum of two BCOOs concatenates them, and `sum_duplicates` sorts and merges."""
+def prepare_bcoo(problem: Problem, add: Callable[..., jax_sparse.BCOO]) -> dict[str, Call]:
+    """An addition of two BCOOs, `add(a, b, nse=...)`."""
 
     def forward(a_indices: Any, a_values: Any, b_indices: Any, b_values: Any) -> tuple[jax.Array, jax.Array]:
         form = {"shape": problem.shape, "indices_sorted": True, "unique_indices": True}
         a, b = (jax_sparse.BCOO(pair, **form) for pair in ((a_values, a_indices), (b_values, b_indices)))
-        total = (a + b).sum_duplicates(nse=len(problem.cells))
+        total = add(a, b, nse=len(problem.cells))
         return total.indices, total.data
 
     return jax_calls(problem, forward)
+
+
+def add_by_jax(a: jax_sparse.BCOO, b: jax_sparse.BCOO, *, nse: int) -> jax_sparse.BCOO:
+    """What JAX has: the sum of two BCOOs concatenates them, and `sum_duplicates` sorts and merges."""
+    return (a + b).sum_duplicates(nse=nse)
 
 
 def copy_of(arrays: Iterable[np.ndarray]) -> Callable[[], None]:
@@ -462,7 +478,7 @@ def copy_of(arrays: Iterable[np.ndarray]) -> Callable[[], None]:
 
 def copy_on_device(arrays: Iterable[np.ndarray]) -> Callable[[], Any]:
     """The same on JAX's default device."""
-    return jitted(lambda *arrays: [jnp.copy(array) for array in arrays], *on_device(*arrays))
+    return Jitted(lambda *arrays: [jnp.copy(array) for array in arrays], *on_device(*arrays))
 
 
 def prepare_copy(problem: Problem, copy: Callable[..., Callable[[], Any]] = copy_of) -> dict[str, Call]:
@@ -491,10 +507,14 @@ def prepare_cupy(problem: Problem) -> dict[str, Call]:
     return {FORWARD: Call(add, lambda total: read_coo(total.get(), problem.side))}
 
 
-CONTENDERS = [
+OUR_CONTENDERS = [
     Contender(OURS, prepare_ours),
     Contender("ours, assume_canonical=True", lambda p: jax_calls(p, forward_of(p, assume_canonical=True))),
     Contender("ours, shape= given", lambda p: prepare_gradient(p, shape=p.shape)),
+]
+BCOO = Contender("JAX BCOO", partial(prepare_bcoo, add=add_by_jax), limit=10**6)
+CONTENDERS = [
+    *OUR_CONTENDERS,
     Contender("TensorFlow", prepare_tensorflow, "tensorflow"),
     Contender("PyTorch COO", prepare_torch_coo, "torch"),
     Contender("PyTorch CSR", prepare_torch_csr, "torch"),
@@ -502,7 +522,7 @@ CONTENDERS = [
     Contender("SciPy COO", partial(prepare_scipy, form="coo"), "scipy"),
     Contender("GraphBLAS", prepare_graphblas, "graphblas"),
     Contender("PyData sparse COO", prepare_pydata, "sparse", limit=10**6),
-    Contender("JAX BCOO", prepare_bcoo, limit=10**6),
+    BCOO,
     Contender(COPY, prepare_copy),
 ]
 GPU_CONTENDERS = [
@@ -617,7 +637,7 @@ def suite(
         with progress(what, len(contenders) + its_rounds) as tick:
             calls = checked_calls(problem, contenders, left_out, tick)
             seconds = measure(calls, its_rounds, tick)
-        for operation in (FORWARD, BACKWARD, PLANNED, GRADIENT):
+        for operation in OPERATIONS:
             # Nobody else has plans: ours with a plan is compared with their forward and backward pass.
             theirs = BACKWARD if operation == PLANNED else operation
             for name in (contender.name for contender in contenders):
@@ -630,13 +650,23 @@ def suite(
 
 @contextmanager
 def progress(what: str, steps: int) -> Iterator[Tick]:
-    """A bar, to be moved by calling what it gives after each of the steps; without tqdm, a line at the start."""
-    if tqdm is None:
-        print(f"{what} ...", flush=True)
-        yield lambda: None
-    else:
+    """A bar, to be moved by calling what it gives after each of the steps; without tqdm, a line now and then."""
+    if tqdm is not None:
         with tqdm(total=steps, desc=what) as bar:
             yield bar.update
+        return
+    print(f"{what} ...", flush=True)
+    start = last = time.perf_counter()
+    done = 0
+
+    def tick() -> None:
+        nonlocal done, last
+        done += 1
+        if time.perf_counter() - last > QUIET:
+            last = time.perf_counter()
+            print(f"{what}: {last - start:.0f} s of about {(last - start) * steps / done:.0f} s", flush=True)
+
+    yield tick
 
 
 def say(text: str) -> None:
@@ -649,7 +679,7 @@ def say(text: str) -> None:
 
 def forward_call(problem: Problem) -> Callable[[], Any]:
     """Our forward pass, compiled and run once."""
-    call = jitted(forward_of(problem), *on_device(*problem.operands))
+    call = Jitted(forward_of(problem), *on_device(*problem.operands))
     call()
     return call
 
@@ -675,8 +705,8 @@ def out_of_order(rounds: int, tick: Tick) -> dict[str, float]:
         a_indices, a_values, b_indices, b_values = problem.operands
         operands = a_indices[a], a_values[a], b_indices[b], b_values[b]
         keys = [flatten(rows, SIDE).astype(np.uint32) for rows in (operands[0], operands[2])]
-        calls[name] = jitted(forward_of(problem, len(np.union1d(*keys))), *on_device(*operands))
-        calls[f"sort {name}"] = jitted(jax.lax.sort, *on_device(np.concatenate(keys)))
+        calls[name] = Jitted(forward_of(problem, len(np.union1d(*keys))), *on_device(*operands))
+        calls[f"sort {name}"] = Jitted(jax.lax.sort, *on_device(np.concatenate(keys)))
     for call in calls.values():
         call()
     seconds = measure(calls, rounds, tick)
@@ -693,7 +723,7 @@ def hybrid(rounds: int, tick: Tick) -> dict[str, float]:
     rng = np.random.default_rng(1)
     a_values, b_values = (rng.standard_normal((10**5, 64), np.float32) for _ in range(2))
     operands = problem.a_indices, a_values, problem.b_indices, b_values
-    call = jitted(forward_of(problem), *on_device(*operands))
+    call = Jitted(forward_of(problem), *on_device(*operands))
     indices, values = map(np.asarray, call())
     seconds = measure({OURS: call, COPY: copy_of([*operands, indices, values])}, rounds, tick)
     return {"values [nnz, 64] / copy of operands and result, forward, 10^5": seconds[OURS] / seconds[COPY]}
@@ -721,7 +751,7 @@ def many_operands(rounds: int, tick: Tick) -> dict[str, float]:
             total = step(*total, *operand)
         return jax.block_until_ready(total)
 
-    calls = {"plan": jitted(planned, indices, values), "chain": chain}
+    calls = {"plan": Jitted(planned, indices, values), "chain": chain}
     if not np.array_equal(calls["plan"]()[0], calls["chain"]()[0]):
         raise AssertionError("the plan of eight operands and the chain of sums disagree")
     seconds = measure(calls, rounds, tick)
@@ -786,25 +816,38 @@ def what_else(rounds: int, *, large: bool) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------- report
 
 
-def table(timings: list[Timing], *, markdown: bool = False) -> str:
-    """Medians in ms, and in brackets our median divided by each: a column for each problem."""
-    problems = list(dict.fromkeys(timing.problem for timing in timings))
-    cells = {(t.operation, t.contender, t.problem): f"{number(t.milliseconds)} ({number(t.ratio)})" for t in timings}
-    rows = [["median ms (our median / this one)", *problems]]
-    for operation in dict.fromkeys(timing.operation for timing in timings):
-        rows.append([f"**{operation}**" if markdown else operation.upper(), *("" for _ in problems)])
+Cells = dict[tuple[str, str], dict[str, str]]  # by operation and contender, then by column
+
+
+def table(title: str, columns: Iterable[str], cells: Cells, *, markdown: bool = False) -> str:
+    """A row for each contender, under a heading for each operation."""
+    columns = list(columns)
+    rows = [[title, *columns]]
+    for operation in dict.fromkeys(operation for operation, _ in cells):
+        rows.append([f"**{operation}**" if markdown else operation.upper(), *("" for _ in columns)])
         rows += [
-            [contender, *(cells.get((operation, contender, problem), "-") for problem in problems)]
-            for contender in dict.fromkeys(t.contender for t in timings if t.operation == operation)
+            [contender, *(row.get(column, "-") for column in columns)]
+            for (its_operation, contender), row in cells.items()
+            if its_operation == operation
         ]
     if markdown:
-        rows.insert(1, ["---", *("---:" for _ in problems)])
+        rows.insert(1, ["---", *("---:" for _ in columns)])
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
         for row in rows
     )
+
+
+def table_of_timings(timings: list[Timing], *, markdown: bool = False) -> str:
+    """Medians in ms, and in brackets our median divided by each: a column for each problem."""
+    cells: Cells = {}
+    for each in timings:
+        row = cells.setdefault((each.operation, each.contender), {})
+        row[each.problem] = f"{number(each.milliseconds)} ({number(each.ratio)})"
+    problems = dict.fromkeys(each.problem for each in timings)
+    return table("median ms (our median / this one)", problems, cells, markdown=markdown)
 
 
 def number(value: float) -> str:
@@ -874,6 +917,9 @@ def surroundings() -> dict[str, Any]:
         "sparse",
         "python-graphblas",
         "cupy",
+        "libtpu",
+        "jax-cuda12-plugin",
+        "nvidia-cuda-nvcc-cu12",
     ):
         try:
             versions[package] = metadata.version(package)
@@ -898,17 +944,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-extras", action="store_true", help="skip the table of ours alone")
     parser.add_argument("--markdown", action="store_true", help="print the tables for a README")
     parser.add_argument(
+        "--compile-for",
+        choices=["h100", "v5e"],
+        help="time nothing: compile for a device that need not be there, and count what the program would do "
+        "(needs the extra `platforms`; takes 4 minutes for h100, 14 for v5e)",
+    )
+    parser.add_argument(
         "--output", type=Path, help="folder for benchmark.png and benchmark.json (default: output, beside this file)"
     )
     options = parser.parse_args(argv)
     if min([*(options.sizes or []), options.rounds or 1]) < 1:
         parser.error("sizes and rounds must be positive")
+    unfit = [name for name in ("rounds", "quick", "large", "no_extras") if getattr(options, name)]
+    if options.compile_for and unfit:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in unfit)
+        parser.error(f"--compile-for times nothing, so it takes no {names}; --sizes makes it shorter")
     return options
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and save everything; returns the figures."""
     options = parse(argv)
+    folder = Path(__file__).parent / "output" if options.output is None else options.output
+    if options.compile_for:
+        import compiled_benchmark  # which imports this module, once more if it runs as a script
+
+        return compiled_benchmark.main(options.compile_for, options.sizes, folder, markdown=options.markdown)
     rounds = options.rounds or (5 if options.quick else None)
     sizes = options.sizes or (SIZES[:3] if options.quick else SIZES)
     by_size = [partial(draw, HALF, size) for size in sizes]
@@ -917,7 +978,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         by_pattern = [partial(draw, pattern, PATTERN_SIZE, name=pattern) for pattern in (NONE, ALL, BLOCKS, GAP)]
         by_pattern += [partial(draw, HALF, PATTERN_SIZE, PATTERN_SIZE // 100, name="10^6 + 10^4")]
     figures: dict[str, Any] = surroundings()
-    folder = Path(__file__).parent / "output" if options.output is None else options.output
     folder.mkdir(parents=True, exist_ok=True)
 
     with jax.default_device(jax.devices("cpu")[0]):
@@ -943,7 +1003,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     for title, group in groups.items():
         if group:
-            print(f"\n{title}\n\n{table(group, markdown=options.markdown)}")
+            print(f"\n{title}\n\n{table_of_timings(group, markdown=options.markdown)}")
     if figures["what_else"]:
         print("\nWhat else (ours alone)\n")
         for name, value in figures["what_else"].items():

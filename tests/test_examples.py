@@ -1,9 +1,11 @@
 """The examples run, in a small set-up, and their figures are sound."""
 
 import importlib.util
+import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,6 +62,52 @@ def test_benchmark(tmp_path, capsys, monkeypatch):
     assert all(0 < each["milliseconds"] < 1000 for each in ours)
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "benchmark.json").exists()
+
+
+def test_benchmark_without_a_device(tmp_path, capsys, monkeypatch):
+    absent_devices, benchmark, compiled_benchmark = map(load, ("absent_devices", "benchmark", "compiled_benchmark"))
+
+    def trace(device, function, *arguments):
+        jax.eval_shape(function, *arguments)
+        return absent_devices.Compiled("", 1.25, 2.0, temporary_bytes=3_500_000, model_milliseconds=None)
+
+    monkeypatch.setattr(absent_devices, "missing", lambda device: None)
+    monkeypatch.setattr(absent_devices, "compile_for", trace)
+    monkeypatch.setattr(absent_devices, "count", lambda text: absent_devices.Counts(launches=17, syncs=1, sorts=2))
+    platforms = jax.config.jax_platforms
+    options = ["--compile-for", "h100", "--sizes", "1000", "--markdown", "--output", str(tmp_path)]
+    figures = benchmark.main(options)["compilations"]
+    jax.config.update("jax_platforms", platforms)
+    out = capsys.readouterr().out
+    assert out.count("| launches | syncs | sorts | temporary MB | compile s |") == 2
+    for contender in ("ours", "ours, assume_canonical=True", "ours, shape= given", "ours, add of BCOO", "JAX BCOO"):
+        assert f"| {contender} | 17 | 1 | 2 | 3.5 | 2.0 |" in out
+    assert "| PyTorch COO | - | - | - | - | - |" in out
+    ours = [(each["problem"], each["operation"]) for each in figures if each["contender"] == "ours"]
+    assert ours == [
+        ("1,000", "forward"),
+        ("1,000", "forward + backward"),
+        ("1,000", "sparse_add_grad alone"),
+        ("1,000", "forward + backward, ours planned before"),
+        ("vmap of 16 x 5,000", "forward"),
+    ]
+    assert json.loads((tmp_path / "benchmark_h100.json").read_text())["compilations"] == figures
+
+    on_tpu = compiled_benchmark.Compilation(**figures[0])._replace(device="v5e", model_milliseconds=0.125)
+    assert "compiled, not run  model ms  sorts  temporary MB  compile s" in compiled_benchmark.table([on_tpu])
+    assert on_tpu.row["model ms"] == "0.125"
+    assert on_tpu._replace(model_milliseconds=None).row["model ms"] == "-"  # an operation that the model does not know
+
+
+def test_benchmark_says_what_compiling_needs(capsys, monkeypatch):
+    absent_devices, benchmark = load("absent_devices"), load("benchmark")
+    load("compiled_benchmark")
+    monkeypatch.setitem(absent_devices.PACKAGES, "v5e", ("no-such-compiler",))
+    with pytest.raises(SystemExit, match=r"v5e needs its compiler: no-such-compiler .* \(extra `platforms`\)"):
+        benchmark.main(["--compile-for", "v5e"])
+    with pytest.raises(SystemExit):
+        benchmark.main(["--compile-for", "v5e", "--rounds", "2", "--no-extras"])
+    assert "takes no --rounds and --no-extras" in capsys.readouterr().err
 
 
 def test_heat_equation(tmp_path, capsys):
