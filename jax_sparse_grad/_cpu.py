@@ -119,8 +119,7 @@ def _sort_lists(
 ) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
     """The union of one or two lists in any order in `nse` slots, its true length, and where their entries went."""
     sizes = [rows.shape[0] for rows in lists]
-    words = zip(*(_keys.ravel(rows, space) for rows in lists), strict=True)
-    keys = tuple(map(jnp.concatenate, words))
+    keys = _keys.join(_keys.ravel(rows, space) for rows in lists)
     order = argsort(_keys.digits_of(keys))
     sorted_keys = tuple(word[order] for word in keys)
     starts, padding = _keys.starts_run(sorted_keys), _keys.is_padding(sorted_keys)
@@ -132,7 +131,7 @@ def _sort_lists(
     of_second = order >= sizes[0]
     own = (~of_second, of_second)[: len(lists)]
     entries = (order, order - sizes[0])
-    first = tuple(mine & ~padding & (starts | ~_shifted(mine)) for mine in own)
+    first = tuple(_keys.starts_run_of(mine, starts, padding) for mine in own)
     unique = jnp.all(functools.reduce(jnp.logical_or, first) | padding)
 
     def place_first(names: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -162,11 +161,6 @@ def _sort_lists(
         for slots_of, entries_of, order_of in zip(positions, sources, orders, strict=True)
     )
     return indices, jnp.sum(starts, dtype=jnp.int32), placements
-
-
-def _shifted(flags: jax.Array) -> jax.Array:
-    """Each flag's predecessor; false for the first."""
-    return jnp.concatenate([jnp.zeros_like(flags[:1]), flags[:-1]])
 
 
 def locate(rows: Sequence[jax.Array], space: Space | None, then: Callable[[tuple[jax.Array, ...]], T]) -> T:

@@ -2,8 +2,8 @@
 
 For two lists that ascend strictly, with padding last:
 
-    a_before[i] = the number of keys of b below a[i]      one kernel: the rounds of the search are unrolled and fuse,
-    b_before[j] = the number of keys of a below b[j]      and the upper levels of it stay in the cache
+    a_before[i] = the number of keys of b below a[i]      a search of few, unrolled rounds, a kernel for one or two of
+    b_before[j] = the number of keys of a below b[j]      them; the same kernels seek a in b and b in a
     shared[i]   = whether b[a_before[i]] is a[i]
     doubled[i]  = the number of shared entries before i   a prefix sum
     slot of a[i] = i + a_before[i] - doubled[i]           its own number, those of b before it, each cell once
@@ -19,17 +19,15 @@ in every round, and looks at a flag if the number of rounds is not static.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_sparse_grad import _keys, _tpu
 from jax_sparse_grad._keys import Keys, Space
-from jax_sparse_grad._primitives import NONE, at, if_all, iota_like, scatter
+from jax_sparse_grad._primitives import NONE, at, if_all, iota_like, scatter, split_rows
 from jax_sparse_grad._search import rank, rank_in_other
 from jax_sparse_grad._tpu import Then
 from jax_sparse_grad._tree import Form, Placement, Union, halves, inner_nse, pick_rows, resize_list, with_orders
@@ -53,7 +51,7 @@ def unite(
     One conditional looks whether all operands are in order. `total` is None where they are.
     """
     if form.joined is not None and not tree and len(form.joined) <= MOST_MERGED:
-        operands = tuple(jnp.split(operands[0], list(itertools.accumulate(form.joined))[:-1]))
+        operands = tuple(split_rows(operands[0], form.joined))
         form = form._replace(joined=None, canonical=None)
 
     def merge_all(operands: tuple[jax.Array, ...], _: tuple[jax.Array, ...]) -> T:
@@ -136,11 +134,11 @@ def locate(rows: Sequence[jax.Array], space: Space | None, then: Callable[[tuple
     `NONE` where none is. Without a space, columns are compared one by one.
     """
     total, *operands = (_keys.keys_of(each, space) for each in rows)
-    queries = tuple(map(jnp.concatenate, zip(*operands, strict=True)))
+    queries = _keys.join(operands)
     position = rank(total, queries)
     found = (position < total[0].shape[0]) & _keys.is_equal(_keys.key_at(total, position), queries)
     positions = jnp.where(found & ~_keys.is_padding(queries), position, NONE)
-    return then(tuple(jnp.split(positions, np.cumsum([keys[0].shape[0] for keys in operands])[:-1])))
+    return then(tuple(split_rows(positions, [keys[0].shape[0] for keys in operands])))
 
 
 def placement_of(positions: jax.Array, nse: int) -> Placement:

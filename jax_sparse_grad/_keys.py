@@ -9,7 +9,7 @@ every word is the key of padding, which sorts behind every entry.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -282,6 +282,12 @@ def starts_run(sorted_keys: Keys) -> jax.Array:
     return jnp.concatenate([first, differs]) & ~is_padding(sorted_keys)
 
 
+def starts_run_of(members: jax.Array, starts: jax.Array, padding: jax.Array) -> jax.Array:
+    """The first member of each run of sorted keys, whose members stand side by side."""
+    before = jnp.concatenate([jnp.zeros_like(members[:1]), members[:-1]])
+    return members & ~padding & (starts | ~before)
+
+
 def ascends(keys: Keys) -> jax.Array:
     """Whether each key but the first is larger than the one before it, or padding: `[n - 1]` bool."""
     before, after = tuple(k[:-1] for k in keys), tuple(k[1:] for k in keys)
@@ -310,6 +316,11 @@ def as_words(indices: jax.Array) -> Keys:
 def keys_of(indices: jax.Array, space: Space | None) -> Keys:
     """The keys of index rows; without a space, one word per column."""
     return as_words(indices) if space is None else ravel(indices, space)
+
+
+def join(lists: Iterable[Keys]) -> Keys:
+    """The keys of several lists in one, list after list."""
+    return tuple(map(jnp.concatenate, zip(*lists, strict=True)))
 
 
 def fits_one_word(largest: Sequence[jax.Array], dtype: np.dtype) -> jax.Array:

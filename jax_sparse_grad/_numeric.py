@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad._linear import Map, linear
-from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like
+from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, negative_zero
 from jax_sparse_grad._runs import sum_runs
 from jax_sparse_grad._tree import Placement, Union, entry_counts, settle
 from jax_sparse_grad._xla_cpu import stored
@@ -110,7 +110,7 @@ def _place(placement: Placement, nnz: jax.Array, values: jax.Array) -> jax.Array
     """The values of a child without duplicates in the slots of its parent, of which `nnz` are in use."""
     slots = iota_like(placement.sources)
     # x + -0.0 is x for every x, but -0.0 + 0.0 is 0.0: an entry without a partner must arrive bit for bit.
-    absent = jnp.where(slots < nnz, _negative_zero(values.dtype), np.zeros((), values.dtype))
+    absent = jnp.where(slots < nnz, negative_zero(values.dtype), np.zeros((), values.dtype))
     return gather(values, placement.sources, absent)
 
 
@@ -160,11 +160,6 @@ def _poison(overflow: jax.Array, values: jax.Array) -> jax.Array:
         limits = jnp.iinfo(dtype)
         fill = np.asarray(limits.min if jnp.issubdtype(dtype, jnp.signedinteger) else limits.max, dtype)
     return jnp.where(overflow, fill, values)
-
-
-def _negative_zero(dtype: np.dtype) -> np.ndarray:
-    """The number that changes no number it is added to (for integers 0)."""
-    return np.asarray(-np.zeros((), dtype), dtype)  # numpy negates 4-bit integers to 8 bits
 
 
 def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:

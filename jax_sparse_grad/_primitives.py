@@ -5,6 +5,7 @@ so that `checkify.index_checks` raises no false alarm. Conditionals stay conditi
 place is at `NONE`, which is past the end of every array, however much longer the array may become.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -84,6 +85,16 @@ def join_rows(parts: Sequence[jax.Array]) -> jax.Array:
     """Arrays of one dtype, one after the other."""
     # XLA:CPU would end the process with narrower integers.
     return jnp.concatenate(list(map(in_bytes, parts))).astype(parts[0].dtype)
+
+
+def split_rows(array: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """The inverse of `join_rows`: parts of the given sizes."""
+    return jnp.split(array, list(itertools.accumulate(sizes))[:-1])
+
+
+def negative_zero(dtype: np.dtype) -> np.ndarray:
+    """The number that changes no number it is added to (for integers 0)."""
+    return np.asarray(-np.zeros((), dtype), dtype)  # numpy negates 4-bit integers to 8 bits
 
 
 def in_bytes(array: jax.Array) -> jax.Array:

@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jax_sparse_grad._primitives import NONE, gather, in_all_batches, in_bytes
+from jax_sparse_grad._primitives import NONE, gather, in_all_batches, in_bytes, negative_zero
 from jax_sparse_grad._seam import per_platform
 
 
@@ -22,7 +21,6 @@ def sum_runs_by_gathers(values: jax.Array, runs: jax.Array) -> jax.Array:
     """For XLA:CPU."""
     size = values.shape[0]
     entries = jnp.arange(size, dtype=jnp.uint32)  # an entry plus a step must not wrap around
-    nothing = np.asarray(-np.zeros((), values.dtype), values.dtype)  # numpy negates 4-bit integers to 8 bits
 
     def partners(step: jax.Array) -> tuple[jax.Array, jax.Array]:
         partner = entries + step
@@ -30,7 +28,7 @@ def sum_runs_by_gathers(values: jax.Array, runs: jax.Array) -> jax.Array:
 
     def add_partner(step: jax.Array, values: jax.Array) -> jax.Array:
         partner, same_run = partners(step)
-        return values + gather(values, jnp.where(same_run, partner, size), nothing)
+        return values + gather(values, jnp.where(same_run, partner, size), negative_zero(values.dtype))
 
     return _as_often_as_needed(lambda step: jnp.any(partners(step)[1]), add_partner, values)
 

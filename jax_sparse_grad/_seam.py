@@ -27,7 +27,6 @@ from jax_sparse_grad._validation import own_transfers
 
 T = TypeVar("T")
 
-METHODS = ("cpu", "gpu", "tpu")
 _PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu", None: "tpu"}
 """The method for each platform that JAX lowers for. A platform that nobody knows gets the one that is portable."""
 

@@ -87,8 +87,8 @@ def rank_in_other(keys: Keys, sizes: tuple[int, int], of_first: jax.Array) -> ja
         return jnp.where(of_first, np.int32(in_second), np.int32(in_first))
 
     chosen = [
-        (choose(*strides), choose(*mosts))
-        for strides, mosts in (zip(*pair, strict=True) for pair in zip(sought_in_second, sought_in_first, strict=True))
+        (choose(stride, other_stride), choose(most, other_most))
+        for (stride, most), (other_stride, other_most) in zip(sought_in_second, sought_in_first, strict=True)
     ]
     return _descend(keys, keys, chosen, jnp.where(of_first, sizes[0], 0))
 

@@ -10,8 +10,8 @@
     positions, sources, sums
 
 A TPU gathers 4 KB for an element, so binary searches are out of the question; its sorts are networks of vector
-operations. What they cost is compile time: 20 to 40 s for each on two cores, growing with its length and with the
-arrays it carries.
+operations. What they cost is compile time: seconds to tens of seconds for each on two cores, growing with its length
+and with the arrays it carries.
 
 With a sort of its own (`in_pairs`), this is also the GPU's method for operands that are not in order.
 """
@@ -29,7 +29,7 @@ from jax import lax
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._keys import Keys, Space
-from jax_sparse_grad._primitives import NONE, gather, iota_like, join_rows, scatter
+from jax_sparse_grad._primitives import NONE, gather, iota_like, join_rows, scatter, split_rows
 from jax_sparse_grad._runs import sum_runs
 from jax_sparse_grad._tree import Form, Joined, Placement, Union, halves, inner_nse
 
@@ -85,14 +85,14 @@ def unite(
     Without `tree`, the union is its number of entries alone. `total` are the sums of `values`, None if none were given.
     """
     sizes = tuple(rows.shape[0] for rows in operands)
-    keys = tuple(map(jnp.concatenate, zip(*(_keys.ravel(rows, space) for rows in operands), strict=True)))
+    keys = _keys.join(_keys.ravel(rows, space) for rows in operands)
     listed = join_rows(values) if values else None
     carries = listed is not None and _fits_a_sort(listed)
     payload = (_encode(listed),) if listed is not None and carries else ()
     digits, order, carried = sort(_keys.digits_of(keys), payload, stable=tree or (listed is not None and not carries))
     words = _keys.words_of(digits, space.layout.dtype)
     entries = _Sorted(order, _keys.starts_run(words), _keys.is_padding(words))
-    heads, total = words, None
+    total = None
     if listed is not None:
         in_order = _decode(carried[0], listed.dtype) if carries else gather(listed, order, np.zeros((), listed.dtype))
         runs = jnp.where(entries.padding, NONE, jnp.cumsum(entries.starts, dtype=jnp.int32) - 1)
@@ -148,8 +148,7 @@ class _Sorted(NamedTuple):
 
     def first_of(self, members: jax.Array) -> jax.Array:
         """The first member of each run; members stand side by side."""
-        before = jnp.concatenate([jnp.zeros_like(members[:1]), members[:-1]])
-        return members & ~self.padding & (self.starts | ~before)
+        return _keys.starts_run_of(members, self.starts, self.padding)
 
 
 class _List(NamedTuple):
@@ -261,7 +260,7 @@ def locate(rows: Sequence[jax.Array], space: Space | None, then: Callable[[tuple
     `NONE` where none is. Without a space, columns are compared one by one.
     """
     sizes = [each.shape[0] for each in rows]
-    keys = tuple(map(jnp.concatenate, zip(*(_keys.keys_of(each, space) for each in rows), strict=True)))
+    keys = _keys.join(_keys.keys_of(each, space) for each in rows)
     digits, order, _ = at_once(_keys.digits_of(keys), (), stable=True)
     words = _keys.words_of(digits, keys[0].dtype)
     starts = _keys.starts_run(words)
@@ -271,7 +270,7 @@ def locate(rows: Sequence[jax.Array], space: Space | None, then: Callable[[tuple
     run_has_one = _latest(starts, places) == _latest(named, places)
     found = jnp.where(run_has_one & ~_keys.is_padding(words), _latest(named, order), NONE)
     everywhere = scatter(sum(sizes), order, found, fill=NONE)
-    return then(tuple(jnp.split(everywhere, np.cumsum(sizes)[:-1])[1:]))
+    return then(tuple(split_rows(everywhere, sizes)[1:]))
 
 
 def _latest(flags: jax.Array, numbers: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jax_sparse_grad import _keys
 from jax_sparse_grad._buckets import concatenate, resize
 from jax_sparse_grad._keys import Space
-from jax_sparse_grad._primitives import NONE, gather, iota_like, scatter
+from jax_sparse_grad._primitives import NONE, gather, iota_like, scatter, split_rows
 from jax_sparse_grad._seam import per_platform
 from jax_sparse_grad._tile_merge import count_before
 
@@ -123,6 +123,11 @@ def with_orders(union: Union) -> Union:
     if all(isinstance(child, Union) for child in union.children):
         return union
     return union._replace(placements=tuple(map(complete, union.placements)))
+
+
+def without_tree(union: Union) -> Union:
+    """The number of entries alone."""
+    return Union(union.nnz, (), ())
 
 
 def placements_of(union: Union) -> list[Placement]:
@@ -232,7 +237,7 @@ def slots_of(union: Union, outer: jax.Array | None = None) -> list[jax.Array]:
             slots += slots_of(child, positions)
         else:
             sizes = (positions.shape[0],) if child is None else child.sizes
-            slots += jnp.split(positions, list(itertools.accumulate(sizes))[:-1])
+            slots += split_rows(positions, sizes)
     return slots
 
 

@@ -23,7 +23,7 @@ from jax_sparse_grad._keys import Space
 from jax_sparse_grad._numeric import add_in_passing, add_values, poison_overflow
 from jax_sparse_grad._primitives import NONE, iota_like
 from jax_sparse_grad._seam import Seam
-from jax_sparse_grad._tree import Form, Placement, Union, restrict, skeleton, with_orders
+from jax_sparse_grad._tree import Form, Placement, Union, restrict, skeleton, with_orders, without_tree
 
 Values = tuple[jax.Array, ...]
 
@@ -83,7 +83,7 @@ def _sum_on(
         else:
             total = poison_overflow(total, union.nnz, sum(rows.shape[0] for rows in operands))
         if not tree:
-            union = Union(union.nnz, (), ())
+            union = without_tree(union)
         return (indices, union if form.promised else with_orders(union)), total
 
     if platform is _cpu:
@@ -100,7 +100,7 @@ def _shapes_of_sum(static: _Static, data: Data, values: Values) -> tuple[tuple[A
     indices = jax.ShapeDtypeStruct((form.nse, ndim), operands[0].dtype)
     union = skeleton(tuple(rows.shape[0] for rows in operands), ndim, form)
     if not static.tree:
-        union = Union(union.nnz, (), ())
+        union = without_tree(union)
     total = jax.ShapeDtypeStruct((form.nse, *values[0].shape[1:]), values[0].dtype) if values else None
     return (indices, union), total
 
@@ -111,7 +111,7 @@ def _tangent_of_sum(kept: tuple[jax.Array, Union], tangents: Values) -> jax.Arra
 
 def _select(static: _Static, kept: tuple[jax.Array, Union]) -> tuple[jax.Array, Union]:
     indices, union = kept
-    return indices, union if static.tree else Union(union.nnz, (), ())
+    return indices, union if static.tree else without_tree(union)
 
 
 _PLATFORMS = {"cpu": _cpu, "gpu": _gpu, "tpu": _tpu}

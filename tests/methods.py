@@ -19,11 +19,11 @@ def forced(method):
         _seam.forced = before
 
 
-def jit_for(method, function, **options):
+def jit_for(method, function):
     """`jax.jit` of a function, by the method of a platform."""
 
     def traced(*arguments):
         with forced(method):
             return function(*arguments)
 
-    return jax.jit(traced, **options)
+    return jax.jit(traced)

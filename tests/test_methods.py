@@ -88,7 +88,7 @@ def uniting(method, shape, nse, promised=False, joined=None, tree=True):
     return jit_for(method, run)
 
 
-def check(shape, rows, nse, others=OTHERS, **options):
+def check(shape, rows, nse, **options):
     """All methods agree, and with the plain reference."""
     rng = np.random.default_rng(0)
     values = tuple(random_values(rng, each.shape[:1]) for each in rows)
@@ -96,7 +96,7 @@ def check(shape, rows, nse, others=OTHERS, **options):
     values = parts if "joined" in options else values
     expected = uniting("cpu", shape, nse, **options)(rows, values)
     check_plainly(shape, rows, values, nse, *expected)
-    for method in others:
+    for method in OTHERS:
         found = uniting(method, shape, nse, **options)(rows, values)
         if options.get("tree", True):
             chex.assert_trees_all_equal(found, expected)
