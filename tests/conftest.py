@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import pathlib
 
 # Compiling takes most of the time of these tests, whose arrays are small: half of it without optimisations. A flag that
 # XLA does not know ends the process: the last two were tried with jaxlib 0.8 to 0.10.
@@ -47,6 +48,18 @@ def merges():
 def method(request, monkeypatch):
     """How short operands are united: as long ones are, or as they are for users."""
     monkeypatch.setattr(_tree, "SORTED_BELOW", 0 if request.param == "merged" else SORTED_BELOW)
+
+
+MAPPINGS = pathlib.Path("/proc/self/maps")
+MOST_MAPPINGS = 30_000  # of the 65,530 that Linux grants a process, which ends with a segmentation fault without more
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+    """Compiled programs are dropped in time: each holds memory mappings, and all of them more than there are."""
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture
