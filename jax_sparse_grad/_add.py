@@ -8,26 +8,19 @@ form of the operands:
 
 from __future__ import annotations
 
-import itertools
-import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
-from jax.experimental.sparse import BCOO, BCSR, JAXSparse
+from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from jax_sparse_grad import _containers, _keys, _validation
-from jax_sparse_grad._auto_axes import call_on_auto_axes, explicit_mesh
-from jax_sparse_grad._buckets import bucket, resize
-from jax_sparse_grad._plan import Request, SparseAddPlan, add_once, guard_indices, pad_indices, pad_values
-from jax_sparse_grad._primitives import map_batches
-from jax_sparse_grad._types import Dense, Operand, Shape, Sparse, SupportsJaxArray, Weights
+from jax_sparse_grad import _containers, _engine, _validation, _weights
+from jax_sparse_grad._auto_axes import call_on_auto_axes, explicit_mesh, merge_specs, spec_of
+from jax_sparse_grad._types import Dense, Operand, Order, Shape, Sparse, Spec, SupportsJaxArray, Weights
+from jax_sparse_grad._weights import MINUS, Scale
 
 
 @overload
@@ -113,7 +106,7 @@ def add(
 
     Mirrors `tf.sparse.add`, which also takes a dense operand.
     """
-    return _add_all(("x", "y"), (x, y), nse, assume_canonical)
+    return _add(("x", "y"), (x, y), nse, assume_canonical)
 
 
 @overload
@@ -166,7 +159,7 @@ def subtract(
 
     Mirrors `jnp.subtract`.
     """
-    return _add_all(("x", "y"), (x, y), nse, assume_canonical, scales=(None, _MINUS))
+    return _add(("x", "y"), (x, y), nse, assume_canonical, scales=(None, MINUS))
 
 
 @overload
@@ -244,8 +237,8 @@ def add_n(
     Mirrors `tf.add_n`, for sparse operands; the weights are alpha and beta of cuSPARSE's `csrgeam2`.
     """
     names, operands = name_operands(operands)
-    scales = None if weights is None else _as_weights(weights, len(operands))
-    return _add_all(names, operands, nse, assume_canonical, scales=scales)
+    scales = None if weights is None else _weights.as_weights(weights, len(operands))
+    return _add(names, operands, nse, assume_canonical, scales=scales)
 
 
 @overload
@@ -293,10 +286,10 @@ def sum_duplicates(
     silently.
     """
     drop = _validation.as_flag("remove_zeros", remove_zeros)
-    operand = _as_operand(("x",), "x", x)
+    operand = _containers.as_operand(("x",), "x", x)
     if isinstance(operand, jax.Array):
         raise TypeError("`x` must be a BCOO or a BCSR, got an array; convert it with `BCOO.fromdense`")
-    return _add_all(("x",), (operand,), nse, False, remove_zeros=drop)
+    return _add(("x",), (operand,), nse, False, remove_zeros=drop)
 
 
 def empty(
@@ -400,355 +393,87 @@ def name_operands(operands: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
     return tuple(f"operands[{k}]" for k in range(len(operands))), operands
 
 
-class _Minus:
-    """The weight of what is subtracted: -1 would not flip the sign of NaN, and unsigned integers lack it."""
-
-
-_MINUS = _Minus()
-
-
-Scale = Any
-
-
-"""What the values of an operand are multiplied by: a number, an array without dimensions, `_MINUS`, or None."""
-
-
-def _as_weights(weights: Any, count: int) -> list[Scale]:
-    weights = _validation.unwrap(weights)
-    if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
-        vector = np.asarray(weights) if _validation.is_concrete(weights) else weights
-        scales = [vector[k] for k in range(vector.shape[0])]
-    elif isinstance(weights, Iterable) and not isinstance(weights, jax.Array | np.ndarray | str | bytes | Mapping):
-        scales = list(weights)
-    else:
-        got = "an array without dimensions" if hasattr(weights, "ndim") else type(weights).__name__
-        raise TypeError(f"`weights` must be a list, tuple or vector with a scalar for each operand, got {got}")
-    if len(scales) != count:
-        raise ValueError(f"`weights` must hold one scalar for each of the {count} operands, got {len(scales)}")
-    return [_as_weight(f"weights[{k}]", scale) for k, scale in enumerate(scales)]
-
-
-def _as_weight(name: str, weight: Any) -> Scale:
-    """A Python number, whose dtype is weak, or an array without dimensions."""
-    weight = _validation.unwrap(weight)
-    if isinstance(weight, jax.Array | np.ndarray | np.generic):
-        if weight.ndim:
-            raise ValueError(f"`{name}` must be a scalar, got shape {weight.shape}")
-        if not jnp.issubdtype(weight.dtype, jnp.number):
-            raise TypeError(f"`{name}` must be a real or complex number, got dtype {weight.dtype}")
-        return weight if isinstance(weight, jax.Array) else _validation.as_numeric(name, np.asarray(weight))
-    if isinstance(weight, bool) or not isinstance(weight, int | float | complex):
-        raise TypeError(f"`{name}` must be a real or complex number, got {type(weight).__name__}")
-    return weight
-
-
-def _add_all(
+def _add(
     names: Sequence[str],
     operands: Sequence[Any],
-    nse: Any,
-    assume_canonical: Any,
+    nse: SupportsIndex | None,
+    assume_canonical: bool,
     *,
     scales: Sequence[Scale] | None = None,
     remove_zeros: bool = False,
 ) -> Any:
-    size, flag = _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical)
-    arrays = [_as_operand(names, name, operand) for name, operand in zip(names, operands, strict=True)]
+    nse = _validation.as_nse(nse)
+    order = Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
+    arrays = [_containers.as_operand(names, name, operand) for name, operand in zip(names, operands, strict=True)]
     given = arrays, scales or [None] * len(arrays)
     mesh = explicit_mesh(given)
     if mesh is None:
-        return _add_arrays(names, given, size, flag, remove_zeros)
-    form: Any = None
+        return _add_operands(names, given, nse, order, remove_zeros)
+    treedef: jax.tree_util.PyTreeDef | None = None
 
-    def parts_of_sum(given: Any) -> Any:
-        nonlocal form
-        parts, form = jax.tree.flatten(_add_arrays(names, given, size, flag, remove_zeros))
+    def parts_of_sum(given: tuple[Sequence[Operand], Sequence[Scale]]) -> list[jax.Array]:
+        nonlocal treedef
+        parts, treedef = jax.tree.flatten(_add_operands(names, given, nse, order, remove_zeros))
         return parts
 
     parts = call_on_auto_axes(parts_of_sum, given, mesh, _specs_of_sum(arrays))
-    return jax.tree.unflatten(form, parts)
+    return jax.tree.unflatten(treedef, parts)
 
 
-def _specs_of_sum(operands: Sequence[Any]) -> list[PartitionSpec]:
+def _specs_of_sum(operands: Sequence[Sparse | jax.Array]) -> list[PartitionSpec]:
     """How the arrays of a sum are divided: batch and dense dimensions as in the operands, entries not at all."""
     sparse = [x for x in operands if isinstance(x, BCOO | BCSR)]
-    dense = [_spec_of(x) for x in operands if not isinstance(x, BCOO | BCSR)]
+    dense = [spec_of(x) for x in operands if not isinstance(x, BCOO | BCSR)]
     if not sparse:
         return [PartitionSpec()]
     n_batch, n_sparse = sparse[0].n_batch, sparse[0].n_sparse
-    of_rows = _merge_specs(_spec_of(part)[:n_batch] for x in sparse for part in jax.tree.leaves(x)[1:])
-    of_data = [(spec[:n_batch], spec[n_batch + 1 :]) for spec in (_spec_of(x.data) for x in sparse)]
+    of_rows = merge_specs(spec_of(part)[:n_batch] for x in sparse for part in jax.tree.leaves(x)[1:])
+    of_data = [(spec[:n_batch], spec[n_batch + 1 :]) for spec in (spec_of(x.data) for x in sparse)]
     if dense:
         within = (None,) * n_sparse
-        return [PartitionSpec(*_merge_specs([*dense, of_rows, *((*a, *within, *b) for a, b in of_data)]))]
-    of_sum = _merge_specs([of_rows, *((*a, None, *b) for a, b in of_data)])
+        return [PartitionSpec(*merge_specs([*dense, of_rows, *((*a, *within, *b) for a, b in of_data)]))]
+    of_sum = merge_specs([of_rows, *((*a, None, *b) for a, b in of_data)])
     indices = 2 if all(isinstance(x, BCSR) for x in sparse) else 1
     return [PartitionSpec(*of_sum), *[PartitionSpec(*of_rows)] * indices]
 
 
-def _spec_of(array: jax.Array) -> tuple[Any, ...]:
-    """The mesh axes along which each dimension of an array is divided; None where it is not divided."""
-    spec = tuple(jax.typeof(array).sharding.spec)
-    return (*spec, *[None] * (array.ndim - len(spec)))
-
-
-def _merge_specs(specs: Iterable[Sequence[Any]]) -> tuple[Any, ...]:
-    """For each dimension the first division along axes that no other dimension has taken."""
-    merged: list[Any] = []
-    taken: set[str] = set()
-    for candidates in itertools.zip_longest(*specs):
-        named = [(axes, {axes} if isinstance(axes, str) else set(axes)) for axes in candidates if axes is not None]
-        axes, new = next((each for each in named if not each[1] & taken), (None, set()))
-        merged.append(axes)
-        taken |= new
-    return tuple(merged)
-
-
-def _add_arrays(
+def _add_operands(
     names: Sequence[str],
     given: tuple[Sequence[Any], Sequence[Scale]],
     nse: int | None,
-    assume_canonical: bool,
+    order: Order,
     remove_zeros: bool,
-) -> Any:
+) -> Sparse | jax.Array:
     operands, scales = given
-    sparse: dict[str, Any] = {n: x for n, x in zip(names, operands, strict=True) if isinstance(x, BCOO | BCSR)}
+    sparse = {name: x for name, x in zip(names, operands, strict=True) if isinstance(x, BCOO | BCSR)}
     dense = {name: x for name, x in zip(names, operands, strict=True) if name not in sparse}
-    shape = _containers.common_shape(names, operands)
+    whole = _containers.common_shape(names, operands)
     n_batch, n_sparse = _containers.common_layout(sparse)
-    sparse_shape = shape[n_batch : n_batch + n_sparse]
+    shape = whole[n_batch : n_batch + n_sparse]
 
     index_names = tuple(f"{name}.indices" for name in sparse)
     indices = _validation.promote_indices(index_names, [_containers.indices_of(name, x) for name, x in sparse.items()])
-    _validation.check_shape_fits(f"{names[0]}.shape", sparse_shape, index_names[0], indices[0])
+    _validation.check_shape_fits(f"{names[0]}.shape", shape, index_names[0], indices[0])
     data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
     if remove_zeros:
-        indices = tuple(_mark_zeros(rows, each, sparse_shape) for rows, each in zip(indices, data, strict=True))
+        indices = tuple(_containers.mark_zeros(rows, each, shape) for rows, each in zip(indices, data, strict=True))
 
     value_names = (*(f"{name}.data" for name in sparse), *dense)
     _validation.check_devices((*index_names, *value_names), (*indices, *data, *dense.values()))
     places = [names.index(name) for name in (*sparse, *dense)]
-    promoted, weights = _promote(value_names, [*data, *dense.values()], places, [scales[k] for k in places])
-    arrays = [_scale_dense(*each) for each in zip(promoted[len(data) :], weights[len(data) :], strict=True)]
+    promoted, weights = _weights.promote(value_names, [*data, *dense.values()], places, [scales[k] for k in places])
+    arrays = [_weights.scale_dense(*each) for each in zip(promoted[len(data) :], weights[len(data) :], strict=True)]
     values = tuple(
-        _scale(rows, each, weight, sparse_shape)
+        _weights.scale(rows, each, weight, shape)
         for rows, each, weight in zip(indices, promoted[: len(data)], weights[: len(data)], strict=True)
     )
+    spec = Spec(index_names, shape, nse, order, strict=False)
     if arrays:
         if nse is not None:
             raise ValueError(f"`nse` must not be given if an operand is dense: the sum is dense too; got {nse}")
-        return _add_to_dense(index_names, sum(arrays[1:], arrays[0]), indices, values, sparse_shape)
-    request = Request(index_names, sparse_shape, nse, assume_canonical, strict=False)
-    sum_indices, sum_values = add_once(request, indices, values)
-    if all(isinstance(x, BCSR) for x in sparse.values()):
-        dtype = _containers.common_index_dtype(*(x.indptr for x in sparse.values()))
-        return _containers.as_bcsr(sum_indices, sum_values, shape, dtype)
-    return BCOO((sum_values, sum_indices), shape=shape, indices_sorted=True, unique_indices=True)
-
-
-def _promote(
-    names: Sequence[str], values: Sequence[jax.Array], places: Sequence[int], scales: Sequence[Scale]
-) -> tuple[tuple[jax.Array, ...], list[Scale]]:
-    """Values and their weights in one dtype; `places` are the numbers of the operands, for messages."""
-    # A Python number may not fit the array that JAX would make of it: a zero takes its place.
-    arrays = [jnp.asarray(scale * 0) if _is_number(scale) else scale for scale in scales]
-    known = [k for k, array in enumerate(arrays) if isinstance(array, jax.Array)]
-    all_names = (*names, *(f"weights[{places[k]}]" for k in known))
-    promoted = _validation.promote_values([*values, *(arrays[k] for k in known)], all_names)
-    weights = list(scales)
-    for k, array in zip(known, promoted[len(values) :], strict=True):
-        is_number = _is_number(scales[k])
-        weights[k] = _number_as(f"weights[{places[k]}]", scales[k], array.dtype) if is_number else array
-    return promoted[: len(values)], weights
-
-
-def _is_number(scale: Scale) -> bool:
-    return isinstance(scale, int | float | complex)
-
-
-def _number_as(name: str, number: complex, dtype: np.dtype) -> np.ndarray:
-    if jnp.issubdtype(dtype, jnp.integer):
-        limits = jnp.iinfo(dtype)
-        if not limits.min <= number <= limits.max:  # type: ignore[operator]
-            raise ValueError(f"`{name}` must fit {dtype}, the dtype of the sum; got {number}")
-    with np.errstate(over="ignore"):  # to infinity, as in `jnp`
-        return np.asarray(number, dtype)
-
-
-def _scale(rows: jax.Array, values: jax.Array, scale: Scale, shape: tuple[int, ...]) -> jax.Array:
-    """Values `[*batch, nse, *dense]` at index rows, times a weight."""
-    if scale is None:
-        return values
-    weight = None if scale is _MINUS else scale
-    if _validation.is_concrete(values, weight):
-        return _in_buckets(partial(_times, weight=weight), rows.ndim - 2, values)
-    return _times(values, weight) if weight is None else _weigh(shape, rows, values, weight)
-
-
-def _scale_dense(values: jax.Array, scale: Scale) -> jax.Array:
-    return values if scale is None else _times(values, None if scale is _MINUS else scale)
-
-
-@jax.jit
-def _times(values: jax.Array, weight: jax.Array | None) -> jax.Array:
-    """Values times a weight, or their negatives if there is no weight."""
-    return -values if weight is None else values * weight
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _weigh(shape: tuple[int, ...], rows: jax.Array, values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Values at index rows times a weight; the derivative ignores what stands at padding."""
-    del shape, rows
-    return _times(values, weight)
-
-
-def _weigh_jvp(
-    shape: tuple[int, ...], primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
-) -> tuple[jax.Array, jax.Array]:
-    rows, values, weight = primals
-    _, of_values, of_weight = tangents
-    product = _weigh(shape, rows, values, weight)
-    terms = []
-    if not isinstance(of_values, SymbolicZero):
-        # Clear padding before weighing: in the backward pass it is then cleared last, when 0 times an infinite weight
-        # has already given NaN.
-        terms.append(_times(_without_padding(rows, of_values, shape), weight))
-    if not isinstance(of_weight, SymbolicZero):
-        terms.append(_times(_without_padding(rows, values, shape), of_weight))
-    return product, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(product)
-
-
-_weigh.defjvp(_weigh_jvp, symbolic_zeros=True)
-
-
-@partial(jax.jit, static_argnums=2)
-def _without_padding(rows: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    def clear(rows: jax.Array, values: jax.Array) -> jax.Array:
-        inside = _keys.is_entry(rows, shape).reshape(-1, *[1] * (values.ndim - 1))
-        return jnp.where(inside, values, np.zeros((), values.dtype))
-
-    return map_batches(clear, rows.ndim - 2)(rows, values)
-
-
-def _mark_zeros(rows: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The index rows, with padding in place of entries whose values are all zero."""
-    values = jax.lax.stop_gradient(values)
-    mark = partial(_with_padding_at_zeros, padding=np.asarray(shape, rows.dtype))
-    return (
-        _in_buckets(mark, rows.ndim - 2, rows, values) if _validation.is_concrete(rows, values) else mark(rows, values)
-    )
-
-
-@jax.jit
-def _with_padding_at_zeros(rows: jax.Array, values: jax.Array, *, padding: jax.Array) -> jax.Array:
-    n_batch = rows.ndim - 2
-    zero = jnp.all(values == 0, axis=range(n_batch + 1, values.ndim))
-    # In a pattern that batches share, an entry is left out if it is zero in all of them.
-    zero = jnp.all(zero, axis=[k for k in range(n_batch) if rows.shape[k] == 1], keepdims=True)
-    return jnp.where(zero[..., None], padding.reshape(*[1] * (n_batch + 1), -1), rows)
-
-
-def _in_buckets(function: Callable[..., jax.Array], axis: int, *arrays: jax.Array) -> jax.Array:
-    """`function` of concrete arrays, which works row by row along an axis; compiled for few lengths."""
-    size = arrays[0].shape[axis]
-
-    def call() -> jax.Array:
-        result = function(*(resize(array, bucket(size), 0, axis) for array in arrays))
-        cut: jax.Array = jax.device_put(resize(result, size, 0, axis))
-        return cut
-
-    return _validation.call_concretely(call)
-
-
-def _as_operand(names: Sequence[str], name: str, operand: Any) -> Any:
-    """A BCOO, a BCSR or an array of numbers, without wrappers."""
-    operand = _containers.without_wrappers(operand)
-    if isinstance(operand, BCOO | BCSR):
-        return operand
-    listed = isinstance(operand, list | tuple)
-    is_sparse = _containers.is_sparse
-    # JAX would iterate over the elements of a matrix in a list.
-    inner = [x for x in jax.tree.leaves(operand, is_leaf=is_sparse) if is_sparse(x)] if listed else []
-    if inner or not (listed or isinstance(operand, jax.Array | np.ndarray)):
-        raise TypeError(_refusal(names, name, operand, inner))
-    if not listed and not jnp.issubdtype(operand.dtype, jnp.number):
-        raise TypeError(f"`{name}` must have a numeric dtype, got {operand.dtype}")
-    return _validation.as_numeric(name, operand)
-
-
-def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]) -> str:
-    """The message for something that is not an operand: what it is, and what to call instead."""
-    kind = type(operand).__name__
-    alone = tuple(names) == ("x",)  # of `sum_duplicates`
-    got = f"`{name}` must be a BCOO{' or' if alone else ','} a BCSR{'' if alone else ' or an array'}, got {kind}"
-    if isinstance(operand, numbers.Number):
-        other = next((each for each in names if each != name), "x")
-        return f"{got}; a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
-    if hasattr(operand, "row_starts"):  # a `RowSharded`, whose module imports this one
-        return f"{got}; call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`"
-    if isinstance(operand, SparseAddPlan):
-        return f"{got}; a plan is called with the values of its operands: `plan(x.data, y.data)`"
-    if isinstance(operand, JAXSparse):
-        same = {
-            "COO": "BCOO((m.data, jnp.stack([m.row, m.col], axis=1)), shape=m.shape)",
-            "CSR": "BCSR((m.data, m.indices, m.indptr), shape=m.shape)",
-            "CSC": "BCSR((m.data, m.indices, m.indptr), shape=m.shape[::-1]).to_bcoo().T",
-        }
-        return f"{got}; the same matrix m is `{same.get(kind, 'BCOO.fromdense(m.todense())')}`"
-    if hasattr(operand, "tocoo"):
-        return f"{got}; convert it with `BCOO.from_scipy_sparse` or `BCSR.from_scipy_sparse`"
-    if inner:
-        return f"{got} of {type(inner[0]).__name__}; `add_n` adds the matrices of a list"
-    if operand is None and not alone:
-        return f"{got}; `add` takes two operands, and `add_n` a list of any number"
-    return got + ("; `jnp.asarray` may convert it" if hasattr(operand, "__array__") else "")
-
-
-def _add_to_dense(
-    names: tuple[str, ...],
-    dense: jax.Array,
-    indices: tuple[jax.Array, ...],
-    values: tuple[jax.Array, ...],
-    shape: tuple[int, ...],
-) -> jax.Array:
-    request = Request(names, shape, None, False, strict=False)
-    if not _validation.is_concrete(indices):
-        indices = guard_indices(request, indices)
-        return scatter_add(dense, indices, values, shape)
-    padded, counts = pad_indices(request, indices)
-    _validation.call_concretely(lambda: _keys.guard_concrete(names, indices, padded, shape, strict=False))
-    if _validation.is_concrete(values):
-        # `jax.transfer_guard("disallow")` requires an explicit transfer of what numpy padded.
-        return scatter_add(dense, *jax.device_put((padded, pad_values(values, padded, counts))), shape)
-    return scatter_add(dense, indices, values, shape)
-
-
-@partial(jax.jit, static_argnums=3)
-def scatter_add(
-    dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...], shape: tuple[int, ...]
-) -> jax.Array:
-    """The dense array with values added at indices, rounded once; its transpose is a gather."""
-    if dense.size == 0:
-        return dense
-
-    def add_to(dense: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-        inside = _keys.is_entry(rows, shape)
-        # Rows outside the shape add -0.0, which changes nothing, to some cell: so no index is out of bounds.
-        added = jnp.where(inside.reshape(-1, *[1] * (values.ndim - 1)), values, -np.zeros((), values.dtype))
-        if not shape:
-            return dense + jnp.sum(added, axis=0, dtype=added.dtype)
-        cells = tuple(jnp.clip(column, 0, size - 1) for column, size in zip(_keys.columns_of(rows), shape, strict=True))
-        return dense.at[cells].add(added, mode="promise_in_bounds", wrap_negative_indices=False)
-
-    wide = _wide(dense.dtype)
-    total = dense.astype(wide)
-    for rows, each in zip(indices, values, strict=True):
-        total = map_batches(add_to, rows.ndim - 2)(total, rows, each.astype(wide))
-    return total.astype(dense.dtype)
-
-
-def _wide(dtype: np.dtype) -> np.dtype:
-    """The dtype to sum in: narrow floats would stop growing, and few machines can add integers of half a byte."""
-    if jnp.issubdtype(dtype, jnp.integer):
-        # The lowest bits of the wide sum are the narrow sum.
-        return np.dtype(np.int8) if jnp.iinfo(dtype).bits < 8 else dtype
-    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+        # Only a merge needs the promised order.
+        spec = spec._replace(order=Order.UNKNOWN)
+        return _engine.add_to_dense(spec, sum(arrays[1:], arrays[0]), indices, values)
+    sum_indices, sum_values = _engine.add(spec, indices, values, _engine.LINEAR)
+    compressed = _containers.compress_if_all_are(list(sparse.values()), sum_indices, shape)
+    return _containers.as_matrix(sum_values, sum_indices, compressed, whole)

@@ -7,13 +7,14 @@ of. So these run with the axes switched to `Auto`, where XLA chooses the shardin
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
 
-from jax_sparse_grad._validation import call_concretely
+from jax_sparse_grad._eager import call_concretely
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,3 +81,21 @@ def _switch(leaf: Any) -> Any:
     kinds = tuple(AxisType.Auto if kind == AxisType.Explicit else kind for kind in sharding.mesh.axis_types)
     mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names, axis_types=kinds)
     return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+
+def spec_of(array: jax.Array) -> tuple[Any, ...]:
+    """The mesh axes along which each dimension of an array is divided; None where it is not divided."""
+    spec = tuple(jax.typeof(array).sharding.spec)
+    return (*spec, *[None] * (array.ndim - len(spec)))
+
+
+def merge_specs(specs: Iterable[Sequence[Any]]) -> tuple[Any, ...]:
+    """For each dimension the first division along axes that no other dimension has taken."""
+    merged: list[Any] = []
+    taken: set[str] = set()
+    for candidates in itertools.zip_longest(*specs):
+        named = [(axes, {axes} if isinstance(axes, str) else set(axes)) for axes in candidates if axes is not None]
+        axes, new = next((each for each in named if not each[1] & taken), (None, set()))
+        merged.append(axes)
+        taken |= new
+    return tuple(merged)

@@ -6,7 +6,8 @@ Index rows are `[*batch, nse, n_sparse]`, values `[*batch, nse, *dense]`. Rows b
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import numbers
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -17,59 +18,16 @@ from jax.experimental.sparse import BCOO, BCSR, JAXSparse
 from jax.typing import ArrayLike
 
 from jax_sparse_grad import _validation
-from jax_sparse_grad._buckets import buckets, resize
-from jax_sparse_grad._checks import guard
+from jax_sparse_grad._eager import buckets, call_concretely, in_buckets, is_concrete, resize
+from jax_sparse_grad._guards import guard_indptr
 from jax_sparse_grad._primitives import map_batches
 from jax_sparse_grad._search import count_less
-
-
-def as_bcoo(data: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> BCOO:
-    """The BCOO of entries in any order."""
-    return BCOO((data, indices), shape=shape)
+from jax_sparse_grad._types import Sparse
 
 
 def index_dtype(shape: tuple[int, ...]) -> np.dtype:
     """The dtype of indices where none of JAX's is given."""
     return np.dtype(np.int32 if max(shape, default=0) <= np.iinfo(np.int32).max else np.int64)
-
-
-def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """The index rows `[nnz, ndims]`, values `[nnz, *dense]` and shape of a BCOO, a BCSR or a SciPy matrix, in numpy.
-
-    Padding is left out, that is, as everywhere in JAX, any row with an index beyond the shape.
-    """
-    if not _validation.is_concrete(operand):
-        raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
-    shape = tuple(operand.shape) if hasattr(operand, "shape") else ()
-    if isinstance(operand, BCOO | BCSR):
-        n_batch, n_sparse = common_layout({name: operand})
-        if n_batch or not n_sparse:
-            raise ValueError(f"`{name}` must have n_batch 0 and rows; got n_batch {n_batch} and n_sparse {n_sparse}")
-        indices, values = np.asarray(indices_of(name, operand)), np.asarray(operand.data)
-    elif hasattr(operand, "tocoo"):
-        coordinates = operand.tocoo()
-        indices = np.stack(coordinates.coords, axis=1).astype(index_dtype(shape))
-        values = _validation.as_host_array(f"{name}.data", coordinates.data)
-    else:
-        remedy = ""
-        if isinstance(operand, jax.Array | np.ndarray):
-            remedy = "; `BCOO.fromdense` converts an array"
-        elif hasattr(operand, "todense"):
-            remedy = "; `BCOO.fromdense(x.todense())` converts it"
-        raise TypeError(
-            f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {_validation.kind_of(operand)}{remedy}"
-        )
-    _validation.as_numeric(f"{name}.data", values[:0])
-    sizes = shape[: indices.shape[1]]
-    _validation.check_sizes_fit(f"{name}.shape", sizes, indices.dtype)
-    negative = np.any(indices < 0, axis=1)
-    if negative.any():
-        row = int(np.argmax(negative))
-        raise ValueError(f"`{name}.indices` must not be negative; row {row} is {indices[row]}")
-    inside = np.all(indices < np.array(sizes, indices.dtype), axis=1)
-    if not inside.all():
-        indices, values = indices[inside], values[inside]
-    return indices, values, shape
 
 
 def without_wrappers(operand: Any) -> Any:
@@ -86,6 +44,65 @@ def without_wrappers(operand: Any) -> Any:
 def is_sparse(x: Any) -> bool:
     """Whether it is a sparse matrix: JAX's, SciPy's, or one whose rows are spread over devices."""
     return isinstance(x, JAXSparse) or hasattr(x, "tocoo") or hasattr(x, "row_starts")
+
+
+def as_operand(names: Sequence[str], name: str, operand: Any) -> Sparse | jax.Array:
+    """A BCOO, a BCSR or an array of numbers, without wrappers."""
+    operand = without_wrappers(operand)
+    if isinstance(operand, BCOO | BCSR):
+        return operand
+    listed = isinstance(operand, list | tuple)
+    # JAX would iterate over the elements of a matrix in a list.
+    inner = [x for x in jax.tree.leaves(operand, is_leaf=is_sparse) if is_sparse(x)] if listed else []
+    if inner or not (listed or isinstance(operand, jax.Array | np.ndarray)):
+        raise TypeError(_refusal(names, name, operand, inner))
+    if not listed and not jnp.issubdtype(operand.dtype, jnp.number):
+        raise TypeError(f"`{name}` must have a numeric dtype, got {operand.dtype}")
+    return _validation.as_numeric(name, operand)
+
+
+def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]) -> str:
+    """The message for something that is not an operand: what it is, and what to call instead."""
+    kind = type(operand).__name__
+    alone = tuple(names) == ("x",)  # of `sum_duplicates`
+    got = f"`{name}` must be a BCOO{' or' if alone else ','} a BCSR{'' if alone else ' or an array'}, got {kind}"
+    if isinstance(operand, numbers.Number):
+        other = next((each for each in names if each != name), "x")
+        return f"{got}; a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
+    if hasattr(operand, "row_starts"):  # a `RowSharded`, whose module imports this one
+        return f"{got}; call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`"
+    if hasattr(operand, "union") and callable(operand):
+        return f"{got}; a plan is called with the values of its operands: `plan(x.data, y.data)`"
+    if isinstance(operand, JAXSparse):
+        same = {
+            "COO": "BCOO((m.data, jnp.stack([m.row, m.col], axis=1)), shape=m.shape)",
+            "CSR": "BCSR((m.data, m.indices, m.indptr), shape=m.shape)",
+            "CSC": "BCSR((m.data, m.indices, m.indptr), shape=m.shape[::-1]).to_bcoo().T",
+        }
+        return f"{got}; the same matrix m is `{same.get(kind, 'BCOO.fromdense(m.todense())')}`"
+    if hasattr(operand, "tocoo"):
+        return f"{got}; convert it with `BCOO.from_scipy_sparse` or `BCSR.from_scipy_sparse`"
+    if inner:
+        return f"{got} of {type(inner[0]).__name__}; `add_n` adds the matrices of a list"
+    if operand is None and not alone:
+        return f"{got}; `add` takes two operands, and `add_n` a list of any number"
+    return got + ("; `jnp.asarray` may convert it" if hasattr(operand, "__array__") else "")
+
+
+def mark_zeros(rows: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The index rows, with padding in place of entries whose values are all zero."""
+    values = jax.lax.stop_gradient(values)
+    mark = partial(_with_padding_at_zeros, padding=np.asarray(shape, rows.dtype))
+    return in_buckets(mark, rows.ndim - 2, rows, values) if is_concrete(rows, values) else mark(rows, values)
+
+
+@jax.jit
+def _with_padding_at_zeros(rows: jax.Array, values: jax.Array, *, padding: jax.Array) -> jax.Array:
+    n_batch = rows.ndim - 2
+    zero = jnp.all(values == 0, axis=range(n_batch + 1, values.ndim))
+    # In a pattern that batches share, an entry is left out if it is zero in all of them.
+    zero = jnp.all(zero, axis=[k for k in range(n_batch) if rows.shape[k] == 1], keepdims=True)
+    return jnp.where(zero[..., None], padding.reshape(*[1] * (n_batch + 1), -1), rows)
 
 
 def common_shape(names: Sequence[str], operands: Sequence[Any]) -> tuple[int, ...]:
@@ -109,7 +126,7 @@ def _remedy_of_shapes(name: str, shape: tuple[int, ...], other: str, expected: t
     return "; operands are not broadcast to a common shape" if fits else ""
 
 
-def common_layout(sparse: dict[str, Any]) -> tuple[int, int]:
+def common_layout(sparse: Mapping[str, Sparse]) -> tuple[int, int]:
     """The number of batch and of sparse dimensions of all sparse operands."""
     if not sparse:
         raise TypeError(
@@ -134,7 +151,7 @@ def common_layout(sparse: dict[str, Any]) -> tuple[int, int]:
     return layouts[first][:2]
 
 
-def _check_arrays(name: str, operand: Any) -> None:
+def _check_arrays(name: str, operand: Sparse) -> None:
     """Check that the arrays of a container fit together, which JAX does only where a container is constructed."""
     n_batch, n_sparse = operand.n_batch, operand.n_sparse
     shape, nse = operand.shape, operand.nse
@@ -151,42 +168,35 @@ def _check_arrays(name: str, operand: Any) -> None:
             raise ValueError(f"`{name}.{part}` must have {batch}{expected}; got shape {actual}")
 
 
-def indices_of(name: str, operand: Any) -> jax.Array:
+def indices_of(name: str, operand: Sparse) -> jax.Array:
     """Index rows `[*batch, nse, n_sparse]`."""
     indices = _validation.as_integers(f"{name}.indices", operand.indices)
     if isinstance(operand, BCOO):
         return indices
     shape = tuple(operand.shape[operand.n_batch :][:2])
     indptr = _validation.as_integers(f"{name}.indptr", operand.indptr)
-    dtype = common_index_dtype(indices, indptr)
+    dtype = _index_dtype_of(indices, indptr)
     _validation.check_sizes_fit(f"{name}.shape", shape, dtype)
     sizes = tuple(np.asarray(size, dtype) for size in shape)
     nse, axis = operand.nse, operand.n_batch
-    most = np.asarray(min(nse, jnp.iinfo(indptr.dtype).max), indptr.dtype)
-    message = f"`{name}.indptr` must rise from 0 to at most nse ({nse}); got {{indptr}}"
-    if not _validation.is_concrete(indices, indptr):
-        return _rows_of(indices, guard(indptr, _is_indptr(indptr, most), message, indptr=indptr), sizes)
+    if not is_concrete(indices, indptr):
+        return _rows_of(indices, guard_indptr(f"{name}.indptr", indptr, nse), sizes)
 
-    def in_buckets() -> jax.Array:
+    def pad() -> jax.Array:
         # More row starts at the end of all entries change nothing.
         length, count = buckets([nse, indptr.shape[-1]])
         starts = resize(indptr, count, np.asarray(indptr)[..., -1:], axis)
-        guard((), _is_indptr(starts, most), message, indptr=indptr)
+        guard_indptr(f"{name}.indptr", indptr, nse, starts)
         rows = _rows_of(resize(indices, length, 0, axis), starts, sizes)
         return cast(jax.Array, jax.device_put(resize(rows, nse, 0, axis)))
 
-    return _validation.call_concretely(in_buckets)
+    return call_concretely(pad)
 
 
-def common_index_dtype(*arrays: jax.Array) -> np.dtype:
+def _index_dtype_of(*arrays: jax.Array) -> np.dtype:
     """The dtype that index arrays of a container promote to, whatever promotion the user has set."""
     with jax.numpy_dtype_promotion("standard"):
         return np.dtype(jnp.result_type(*arrays))
-
-
-@jax.jit
-def _is_indptr(indptr: jax.Array, nse: np.ndarray) -> jax.Array:
-    return jnp.all(indptr[..., 0] == 0) & jnp.all(indptr[..., 1:] >= indptr[..., :-1]) & jnp.all(indptr[..., -1] <= nse)
 
 
 @jax.jit
@@ -205,35 +215,43 @@ def _rows_of(columns: jax.Array, indptr: jax.Array, sizes: tuple[ArrayLike, ...]
     return map_batches(rows_of, columns.ndim - 1)(columns, indptr)
 
 
-def as_bcsr(indices: jax.Array, values: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> BCSR:
-    """The BCSR of sorted entries, with `indptr` of a given dtype."""
-    axis = indices.ndim - 2
-    columns, indptr = compress(indices, shape[axis:][:2], dtype)
-    return BCSR((values, columns, indptr), shape=shape, indices_sorted=True, unique_indices=True)
+Compressed = tuple[jax.Array, jax.Array]
+"""`indices` and `indptr` of a BCSR."""
 
 
-def compress(indices: jax.Array, sizes: tuple[int, ...], dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
-    """The columns of sorted index rows `[*batch, nse, 2]`, and the number of entries before each row, in a dtype."""
+def as_matrix(values: jax.Array, indices: jax.Array, compressed: Compressed | None, shape: tuple[int, ...]) -> Sparse:
+    """The BCSR or, if nothing is compressed, the BCOO of canonical entries."""
+    if compressed is None:
+        return BCOO((values, indices), shape=shape, indices_sorted=True, unique_indices=True)
+    return BCSR((values, *compressed), shape=shape, indices_sorted=True, unique_indices=True)
+
+
+def compress_if_all_are(operands: Sequence[Sparse], indices: jax.Array, sizes: tuple[int, ...]) -> Compressed | None:
+    """Canonical index rows `[*batch, nse, 2]` as those of a BCSR if all operands are one; `indptr` in their dtype."""
+    compressed = [x for x in operands if isinstance(x, BCSR)]
+    if len(compressed) < len(operands):
+        return None
     nse, axis = indices.shape[-2], indices.ndim - 2
+    dtype = _index_dtype_of(*(x.indptr for x in compressed))
     if nse > np.iinfo(dtype).max:
         raise ValueError(
             f"`nse` must not exceed {np.iinfo(dtype).max}, the most that the operands' `indptr` ({dtype}) can hold; "
             f"got {nse}; cast one of these to a wider dtype"
         )
     count = sizes[0] + 1
-    if not _validation.is_concrete(indices):
+    if not is_concrete(indices):
         return _compress(indices, count, dtype)
 
-    def in_buckets() -> tuple[jax.Array, jax.Array]:
+    def pad() -> Compressed:
         lengths = buckets([nse, count])
         columns, indptr = _compress(resize(indices, lengths[0], sizes, axis), lengths[1], dtype)
         return jax.device_put((resize(columns, nse, 0, axis), resize(indptr, count, 0, axis)))
 
-    return _validation.call_concretely(in_buckets)
+    return call_concretely(pad)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _compress(indices: jax.Array, count: int, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+def _compress(indices: jax.Array, count: int, dtype: np.dtype) -> Compressed:
     """The columns of sorted index rows, and the number of entries before each of the first `count` rows."""
 
     def count_before(rows: jax.Array) -> jax.Array:

@@ -21,53 +21,74 @@ from jax_sparse_grad._keys import Keys, Space
 from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, scatter, vary_alike
 from jax_sparse_grad._search import search, with_keys
 from jax_sparse_grad._tile_merge import count_before, merge, positions_of, select_rows, sources_of
-from jax_sparse_grad._tree import Form, Joined, Placement, Union, halves, inner_nse, pick_rows, resize_list, with_orders
+from jax_sparse_grad._tree import (
+    Child,
+    Joined,
+    Placement,
+    Then,
+    UnionTree,
+    halves,
+    inner_nse,
+    pick_rows,
+    resize_list,
+    with_orders,
+)
+from jax_sparse_grad._types import Form, Order
 from jax_sparse_grad._xla_cpu import argsort, count_true, materialise
 
 T = TypeVar("T")
 
 
-def unite(operands: tuple[jax.Array, ...], space: Space, form: Form, then: Callable[[jax.Array, Union], T]) -> T:
-    """`then(indices, union)` of the sorted, padded union of index rows.
+def unite(
+    operands: tuple[jax.Array, ...],
+    space: Space,
+    form: Form,
+    then: Then[T],
+    values: tuple[jax.Array, ...] = (),
+    *,
+    tree: bool = True,
+) -> T:
+    """`then(indices, union, None)` of the sorted, padded union of index rows. Values are left to `then`.
 
     If it is not known whether all operands are canonical (sorted and unique, padded only at the end), `then` stands in
     both branches of a conditional, and knows statically which of them it is in (`Placement.unique` is None if they
     are). Only its results leave the conditional, so nothing that only unsorted operands need is written for sorted
     ones. The results must have the same structure in both branches; `with_orders` makes sure of that for the union.
     """
+    del values, tree  # what `then` does not use of the tree is not computed
     parts = halves(operands)
     subtrees = [_subtree(part, space, form) for part in parts]
     lists = tuple(rows for rows, _ in subtrees)
-    children: tuple[Union | Joined | None, ...] = tuple(union for _, union in subtrees)
+    children: tuple[Child, ...] = tuple(union for _, union in subtrees)
     if form.joined is not None:
         children = (Joined(form.joined),)
 
     def unite_canonical(lists: tuple[jax.Array, ...]) -> T:
         indices, nnz, placements = _merge_lists(lists, space, form.nse)
-        return then(indices, Union(nnz, children, placements))
+        return then(indices, UnionTree(nnz, children, placements), None)
 
-    leaves = any(not isinstance(child, Union) for child in children)
-    if form.canonical or not leaves or not any(rows.shape[0] for rows in lists):
+    leaves = any(not isinstance(child, UnionTree) for child in children)
+    if form.order is Order.CANONICAL or not leaves or not any(rows.shape[0] for rows in lists):
         return unite_canonical(lists)
 
     def unite_any(lists: tuple[jax.Array, ...]) -> T:
         indices, nnz, placements = _sort_lists(lists, space, form.nse)
-        return then(indices, Union(nnz, children, placements))
+        return then(indices, UnionTree(nnz, children, placements), None)
 
-    if form.canonical is not None:
+    if form.order is Order.ANY:
         return unite_any(lists)
     lists = vary_alike(lists)  # so that the branches agree
     in_order = functools.reduce(jnp.logical_and, (_is_canonical(_keys.ravel(rows, space)) for rows in lists))
     return if_all(in_order, unite_canonical, unite_any, lists)
 
 
-def _subtree(operands: Sequence[jax.Array], space: Space, form: Form) -> tuple[jax.Array, Union | None]:
+def _subtree(operands: Sequence[jax.Array], space: Space, form: Form) -> tuple[jax.Array, UnionTree | None]:
     if len(operands) == 1:
         return operands[0], None
     nse = inner_nse([rows.shape[0] for rows in operands], len(space.sizes))
 
-    def keep(indices: jax.Array, union: Union) -> tuple[jax.Array, Union]:
-        return indices, union if form.promised else with_orders(union)
+    def keep(indices: jax.Array, union: UnionTree, _: object) -> tuple[jax.Array, UnionTree]:
+        return indices, union if form.order is Order.CANONICAL else with_orders(union)
 
     return unite(tuple(operands), space, form._replace(nse=nse), keep)
 

@@ -29,8 +29,8 @@ from jax_sparse_grad import _keys, _tpu
 from jax_sparse_grad._keys import Keys, Space
 from jax_sparse_grad._primitives import NONE, at, if_all, iota_like, scatter, split_rows
 from jax_sparse_grad._search import rank, rank_in_other
-from jax_sparse_grad._tpu import Then
-from jax_sparse_grad._tree import Form, Placement, Union, halves, inner_nse, pick_rows, resize_list, with_orders
+from jax_sparse_grad._tree import Placement, Then, UnionTree, halves, inner_nse, pick_rows, resize_list, with_orders
+from jax_sparse_grad._types import Form, Order
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def unite(
     """
     if form.joined is not None and not tree and len(form.joined) <= MOST_MERGED:
         operands = tuple(split_rows(operands[0], form.joined))
-        form = form._replace(joined=None, canonical=None)
+        form = form._replace(joined=None, order=Order.UNKNOWN)
 
     def merge_all(operands: tuple[jax.Array, ...], _: tuple[jax.Array, ...]) -> T:
         return then(*_merge_tree(operands, space, form), None)
@@ -60,32 +60,32 @@ def unite(
     def sort_all(operands: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> T:
         return _tpu.unite(operands, space, form, then, values, tree=tree, sort=_tpu.in_pairs)
 
-    if form.canonical or not any(rows.shape[0] for rows in operands):
+    if form.order is Order.CANONICAL or not any(rows.shape[0] for rows in operands):
         return merge_all(operands, values)
-    if form.canonical is not None:
+    if form.order is Order.ANY:
         return sort_all(operands, values)
     ascending = [jnp.all(_keys.ascends(_keys.ravel(rows, space))) for rows in operands]
     return if_all(functools.reduce(jnp.logical_and, ascending), merge_all, sort_all, operands, values)
 
 
-def _merge_tree(operands: tuple[jax.Array, ...], space: Space, form: Form) -> tuple[jax.Array, Union]:
+def _merge_tree(operands: tuple[jax.Array, ...], space: Space, form: Form) -> tuple[jax.Array, UnionTree]:
     lists, children = [], []
     for part in halves(operands):
         rows, child = part[0], None
         if len(part) > 1:
             nse = inner_nse([rows.shape[0] for rows in part], len(space.sizes))
             rows, child = _merge_tree(part, space, form._replace(nse=nse))
-            child = child if form.promised else with_orders(child)
+            child = child if form.order is Order.CANONICAL else with_orders(child)
         lists.append(rows)
         children.append(child)
     keys = [_keys.ravel(rows, space) for rows in lists]
     if len(lists) == 1:
         entries = jnp.sum(~_keys.is_padding(keys[0]), dtype=jnp.int32)
         indices, nnz, placements = resize_list(lists[0], entries, space, form.nse)
-        return indices, Union(nnz, tuple(children), placements)
+        return indices, UnionTree(nnz, tuple(children), placements)
     nnz, placements = _merge(keys[0], keys[1], form.nse)
     indices = pick_rows(lists, [placement.sources for placement in placements], space.sizes)
-    return indices, Union(nnz, tuple(children), placements)
+    return indices, UnionTree(nnz, tuple(children), placements)
 
 
 def _merge(a: Keys, b: Keys, nse: int) -> tuple[jax.Array, tuple[Placement, ...]]:

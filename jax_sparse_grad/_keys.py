@@ -7,11 +7,10 @@ every word is the key of padding, which sorts behind every entry.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jax_sparse_grad import _xla_cpu
-from jax_sparse_grad._checks import guard
-from jax_sparse_grad._primitives import at, map_batches
+from jax_sparse_grad._primitives import at
 from jax_sparse_grad._seam import per_platform
 from jax_sparse_grad._xla_cpu import all_true
 
@@ -95,77 +93,6 @@ def is_entry(indices: jax.Array, sizes: Sequence[ArrayLike]) -> jax.Array:
     for column, size in zip(columns_of(indices), sizes, strict=True):
         inside &= (column >= 0) & (column < jnp.asarray(size, column.dtype))
     return inside
-
-
-def guard_rows(name: str, indices: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
-    """The same rows, on condition that all are entries or padding; without a shape, that none is negative.
-
-    A shape is given for indices that people write by hand. In JAX's containers, any row beyond the shape is padding.
-    """
-    if indices.shape[0] == 0:
-        return indices
-    ok, row, content = _first_bad_row(indices, shape)
-    expected = "not be negative" if shape is None else f"lie in [0, {shape}), or equal {shape} in padding"
-    message = f"`{name}` must {expected}; row {{row}} is {{indices}}"
-    return guard(indices, ok, message, row=row, indices=content)
-
-
-@partial(jax.jit, static_argnums=2)
-def _facts(operands: tuple[jax.Array, ...], space: Space, strict: bool) -> jax.Array:
-    def facts(*operands: jax.Array) -> jax.Array:
-        valid = [all_true(~is_bad(rows, space.sizes if strict else None)) for rows in operands]
-        canonical = [is_canonical(ravel(rows, space)) for rows in operands]
-        return jnp.stack([functools.reduce(jnp.logical_and, flags) for flags in (valid, canonical)])
-
-    n_batch = operands[0].ndim - 2
-    return jnp.all(map_batches(facts, n_batch)(*operands), axis=range(n_batch))
-
-
-def guard_concrete(
-    names: Sequence[str],
-    given: Sequence[jax.Array],
-    padded: tuple[Any, ...],
-    shape: tuple[int, ...],
-    strict: bool = True,
-) -> bool:
-    """Whether concrete operands are canonical as padded, on condition that rows are entries or padding.
-
-    They may be batched: `[*batch, nnz, ndims]`. Unless `strict`, all rows beyond the shape are padding.
-    """
-    valid, canonical = np.asarray(_facts(padded, space_of(shape, padded[0].dtype), strict))  # one call, one look
-    if not valid:
-        for name, rows in zip(names, given, strict=True):
-            for batch in np.ndindex(rows.shape[:-2]):
-                guard_rows(name + "".join(f"[{index}]" for index in batch), rows[batch], shape if strict else None)
-    return bool(canonical)
-
-
-def guard_canonical(name: str, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The same rows, on condition that they are what `assume_canonical=True` promises."""
-    message = f"`{name}` must be sorted and unique, with padding last, for `assume_canonical=True`"
-    return guard(indices, is_canonical(ravel(indices, space_of(shape, indices.dtype))), message)
-
-
-@partial(jax.jit, static_argnums=1)
-def _first_bad_row(indices: jax.Array, shape: tuple[int, ...] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether no row is bad, and the number and content of the first bad row (of any row if none is)."""
-    bad = is_bad(indices, shape)
-    row = jnp.argmax(bad)
-    return ~jnp.any(bad), row, indices[row]
-
-
-def is_bad(indices: jax.Array, sizes: Sequence[ArrayLike] | None) -> jax.Array:
-    """Whether each row is neither an entry nor padding; without sizes, whether it has a negative index."""
-    columns = columns_of(indices)
-    if sizes is None:
-        bad = jnp.zeros(indices.shape[0], bool)
-        for column in columns:
-            bad |= column < 0
-        return bad
-    padding = jnp.ones(indices.shape[0], bool)
-    for column, size in zip(columns, sizes, strict=True):
-        padding &= column == jnp.asarray(size, column.dtype)
-    return ~(is_entry(indices, sizes) | padding)
 
 
 def ravel(indices: jax.Array, space: Space) -> Keys:

@@ -30,9 +30,8 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching, mlir
 
-from jax_sparse_grad._buckets import buckets, concatenate, is_on_host, resize
+from jax_sparse_grad._eager import buckets, concatenate, is_on_host, own_transfers, resize
 from jax_sparse_grad._primitives import NONE, join_rows, vary_alike
-from jax_sparse_grad._validation import own_transfers
 
 Arrays = tuple[jax.Array, ...]
 Groups = tuple[tuple[int, ...], ...]

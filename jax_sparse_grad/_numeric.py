@@ -1,4 +1,4 @@
-"""The numeric phase: values through a union that was made before.
+"""The numeric phase: values through a union that was made before, or into a dense array.
 
 `add_values` carries the values of all operands to the slots of the sum; `pick_values` takes a cotangent from there back
 to the entries of the operands. Each is the transpose of the other, and both are gathers.
@@ -8,37 +8,43 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sparse_grad._keys import columns_of, is_entry
 from jax_sparse_grad._linear import Map, linear
-from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, negative_zero
+from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, map_batches, negative_zero
 from jax_sparse_grad._runs import sum_runs
-from jax_sparse_grad._tree import Placement, Union, entry_counts, settle
+from jax_sparse_grad._tree import Placement, UnionTree, entry_counts, settle
 from jax_sparse_grad._xla_cpu import stored
 
 
-def add_values(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
+def add_values(union: UnionTree, values: tuple[jax.Array, ...]) -> jax.Array:
     """The sum of values of one dtype, `[nse, *dense]`."""
     return _add_by(_add_and_store, union, values)
 
 
-def add_in_passing(union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
+def add_in_passing(union: UnionTree, values: tuple[jax.Array, ...]) -> jax.Array:
     """The same where the sum is stored anyway, as in a branch of a conditional, or read once."""
     return _add_by(_add, union, values)
 
 
-def _add_by(add: Map, union: Union, values: tuple[jax.Array, ...]) -> jax.Array:
+def _add_by(add: Map, union: UnionTree, values: tuple[jax.Array, ...]) -> jax.Array:
     nse = union.placements[0].sources.shape[0]
     (total,) = linear(add, _pick, _route_of(union), values, entry_counts(union), ((nse,),))
     return total
 
 
-def pick_values(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...]:
-    """The transpose of `add_values`: for each entry of each operand the cotangent of its slot, or 0 if it has none."""
+def pick_values(union: UnionTree, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    """SparseAddGrad, the transpose of `add_values`: for each entry of each operand the cotangent of its slot.
+
+    The value in slot p is the sum of all entries at p. So d sum[p] / d entry is 1 if the entry is at p and 0 elsewhere:
+    the gradient of an entry is the cotangent of its slot, and 0 if it has none.
+    """
     nse = union.placements[0].sources.shape[0]
     return linear(_pick, _add, _route_of(union), (cotangent,), ((nse,),), entry_counts(union))
 
@@ -46,23 +52,23 @@ def pick_values(union: Union, cotangent: jax.Array) -> tuple[jax.Array, ...]:
 class _Route(NamedTuple):
     """The data of the numeric phase: the union, and its number of slots if it may have more entries than these."""
 
-    union: Union
+    union: UnionTree
     room: np.int32 | jax.Array | None
 
 
-def _route_of(union: Union) -> _Route:
+def _route_of(union: UnionTree) -> _Route:
     nse = union.placements[0].sources.shape[0]
     fits = nse >= sum(map(sum, entry_counts(union))) or _is_known(union.nnz, lambda nnz: nnz <= nse)
     return _Route(without_known(union), None if fits else np.int32(nse))
 
 
-def without_known(union: Union) -> Union:
+def without_known(union: UnionTree) -> UnionTree:
     """`without_flags`, and without the sizes of operands that are one list, for each of which JAX would compile."""
-    children = tuple(without_known(child) if isinstance(child, Union) else None for child in union.children)
+    children = tuple(without_known(child) if isinstance(child, UnionTree) else None for child in union.children)
     return without_flags(union._replace(children=children))
 
 
-def without_flags(union: Union) -> Union:
+def without_flags(union: UnionTree) -> UnionTree:
     """The same union without flags that are known, and without what only duplicates need where there are none.
 
     In a batch, what one needs, all do.
@@ -86,9 +92,9 @@ def _add_and_store(route: _Route, values: tuple[jax.Array, ...]) -> tuple[jax.Ar
     return (stored(*_add(route, values)),)
 
 
-def _add_node(union: Union, operands: Iterator[jax.Array]) -> jax.Array:
+def _add_node(union: UnionTree, operands: Iterator[jax.Array]) -> jax.Array:
     children = tuple(
-        _add_node(child, operands) if isinstance(child, Union) else next(operands) for child in union.children
+        _add_node(child, operands) if isinstance(child, UnionTree) else next(operands) for child in union.children
     )
 
     def add(children: tuple[jax.Array, ...]) -> jax.Array:
@@ -118,10 +124,10 @@ def _pick(route: _Route, cotangents: tuple[jax.Array, ...]) -> tuple[jax.Array, 
     return tuple(_pick_node(route.union, _poison_overflow(route, *cotangents)))
 
 
-def _pick_node(union: Union, cotangent: jax.Array) -> Iterator[jax.Array]:
+def _pick_node(union: UnionTree, cotangent: jax.Array) -> Iterator[jax.Array]:
     for child, placement in zip(union.children, union.placements, strict=True):
         picked = gather(cotangent, placement.positions, np.zeros((), cotangent.dtype))
-        if isinstance(child, Union):
+        if isinstance(child, UnionTree):
             yield from _pick_node(child, picked)
         else:
             yield picked
@@ -169,3 +175,35 @@ def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:
     runs = gather(placement.positions, placement.order, fill=NONE)
     in_order = gather(values, placement.order, np.zeros((), values.dtype))
     return sum_runs(in_order, jnp.where(runs < placement.sources.shape[0], runs, NONE))
+
+
+@partial(jax.jit, static_argnums=3)
+def add_to_dense(
+    dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...], shape: tuple[int, ...]
+) -> jax.Array:
+    """The dense array with values added at indices, rounded once; its transpose is a gather."""
+    if dense.size == 0:
+        return dense
+
+    def add_to(dense: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+        inside = is_entry(rows, shape)
+        # Rows outside the shape add -0.0, which changes nothing, to some cell: so no index is out of bounds.
+        added = jnp.where(inside.reshape(-1, *[1] * (values.ndim - 1)), values, -np.zeros((), values.dtype))
+        if not shape:
+            return dense + jnp.sum(added, axis=0, dtype=added.dtype)
+        cells = tuple(jnp.clip(column, 0, size - 1) for column, size in zip(columns_of(rows), shape, strict=True))
+        return dense.at[cells].add(added, mode="promise_in_bounds", wrap_negative_indices=False)
+
+    wide = _wide(dense.dtype)
+    total = dense.astype(wide)
+    for rows, each in zip(indices, values, strict=True):
+        total = map_batches(add_to, rows.ndim - 2)(total, rows, each.astype(wide))
+    return total.astype(dense.dtype)
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+    """The dtype to sum in: narrow floats would stop growing, and few machines can add integers of half a byte."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        # The lowest bits of the wide sum are the narrow sum.
+        return np.dtype(np.int8) if jnp.iinfo(dtype).bits < 8 else dtype
+    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype

@@ -22,8 +22,8 @@ import numpy as np
 from jax.interpreters import ad, batching, mlir, partial_eval
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jax_sparse_grad._eager import own_transfers
 from jax_sparse_grad._primitives import vary_alike
-from jax_sparse_grad._validation import own_transfers
 
 T = TypeVar("T")
 

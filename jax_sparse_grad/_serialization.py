@@ -12,26 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax import export
-from jax.sharding import Mesh
 
 from jax_sparse_grad._plan import SparseAddPlan
 from jax_sparse_grad._sparse_add import SparseAddOutput
 from jax_sparse_grad._sparse_add_grad import SparseAddGradOutput
-from jax_sparse_grad._tree import Joined, Placement, Union
+from jax_sparse_grad._tree import Joined, Placement, UnionTree
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._plan import ShardedPlan
-from jax_sparse_grad.sharded._saving import describe_mesh, mesh_of
-
-
-def _as_axis(axis: Any) -> str | tuple[str, ...]:
-    return axis if isinstance(axis, str) else tuple(axis)
-
-
-def _as_json(value: Any) -> Any:
-    """Values that JSON has no form for."""
-    if isinstance(value, Mesh):
-        return describe_mesh(value)
-    raise TypeError(f"`jax.export` cannot write the static value {value!r}, a {type(value).__name__}")
+from jax_sparse_grad.sharded._saving import describe_layout, layout_of
 
 
 def _register(
@@ -43,17 +31,17 @@ def _register(
     """Let `jax.export` write a pytree that JAX takes apart into arrays and a tuple of what is static in it.
 
     `fields` are all of its fields. `readers` convert the static ones, in the order of that tuple, from JSON. `as_tuple`
-    makes the tuple if the static part is registered as something else.
+    makes the tuple, of what JSON has a form for, if the static part is registered as something else.
     """
     arrays = [field for field in fields if field not in readers]
 
     def write(static: Any) -> bytes:
-        return json.dumps(dict(zip(readers, as_tuple(static), strict=True)), default=_as_json).encode()
+        return json.dumps(dict(zip(readers, as_tuple(static), strict=True))).encode()
 
     def read(written: bytes) -> dict[str, Any]:
         static = json.loads(written)
         if unknown := sorted(set(static) - set(readers)):
-            raise ValueError(f"this {kind.__name__} is of a later version of jax_sparse_grad, which has {unknown}")
+            raise ValueError(f"this {kind.__name__} is of another version of jax_sparse_grad, which has {unknown}")
         return {name: readers[name](value) for name, value in static.items()}
 
     def build(aux_data: Any, children: Sequence[Any]) -> Any:
@@ -68,14 +56,19 @@ def _register(
     )
 
 
-def _register_dataclass(kind: Any, **readers: Callable[[Any], Any]) -> None:
-    _register(kind, [field.name for field in dataclasses.fields(kind)], readers)
+def _fields_of(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
-_register_dataclass(SparseAddPlan, shape=tuple, nse=int)
-_register_dataclass(RowSharded, shape=tuple, mesh=mesh_of, axis=_as_axis)
-_register_dataclass(ShardedPlan, shape=tuple, mesh=mesh_of, axis=_as_axis)
+_register(SparseAddPlan, _fields_of(SparseAddPlan), {"shape": tuple, "nse": int})
+_register(
+    RowSharded,
+    _fields_of(RowSharded),
+    {"layout": layout_of, "dense_shape": tuple},
+    lambda static: (describe_layout(static[0]), static[1]),
+)
+_register(ShardedPlan, _fields_of(ShardedPlan), {"layout": layout_of}, lambda static: (describe_layout(static[0]),))
 _register(Joined, ["sizes"], {"sizes": tuple}, lambda joined: (joined.sizes,))
 _register(SparseAddOutput, SparseAddOutput._fields, {"sum_shape": tuple}, lambda shape: (shape,))
-for _kind in (SparseAddGradOutput, Union, Placement):
+for _kind in (SparseAddGradOutput, UnionTree, Placement):
     export.register_namedtuple_serialization(_kind, serialized_name=f"jax_sparse_grad.{_kind.__name__}")

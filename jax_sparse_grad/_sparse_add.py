@@ -7,28 +7,18 @@ from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
-from jax_sparse_grad import _tree, _union, _validation
+from jax_sparse_grad import _engine, _union, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
-from jax_sparse_grad._buckets import bucket, resize
-from jax_sparse_grad._keys import Space, space_of
-from jax_sparse_grad._numeric import add_in_passing, add_values
-from jax_sparse_grad._plan import (
-    Request,
-    SparseAddPlan,
-    add_in_buckets,
-    guard_indices,
-    guard_nse,
-    make_plan,
-    most_rows,
-)
-from jax_sparse_grad._primitives import NONE, vary_alike
-from jax_sparse_grad._sparse_add_grad import gather_cotangent
-from jax_sparse_grad._tree import Form, Union, entry_counts
-from jax_sparse_grad._types import ArrayInput, Shape
+from jax_sparse_grad._engine import Derivative, Total
+from jax_sparse_grad._keys import Space
+from jax_sparse_grad._numeric import add_values, pick_values
+from jax_sparse_grad._primitives import vary_alike
+from jax_sparse_grad._tree import UnionTree
+from jax_sparse_grad._types import ArrayInput, Form, Order, Shape, Spec
+
+Arrays = tuple[jax.Array, ...]
 
 
 class SparseAddOutput(NamedTuple):
@@ -127,150 +117,76 @@ def sparse_add(
     indices = _validation.as_common_indices(names, (a_indices, b_indices))
     _validation.check_shape_fits("a_shape", shape, names[0], indices[0])
     value_names = ("a_values", "b_values")
-    a_values, b_values = (
-        _validation.as_values(value_name, values, rows.shape[0], name)
-        for value_name, values, rows, name in zip(value_names, (a_values, b_values), indices, names, strict=True)
-    )
-    a_values, b_values = _validation.as_common_values(value_names, (a_values, b_values))
-    _validation.check_devices((*names, *value_names), (*indices, a_values, b_values))
-    limit: Any = _validation.as_thresh(thresh)
-    if _validation.is_concrete(limit) and np.asarray(limit) <= 0:  # no magnitude is less than that
-        limit = None
-    size = _validation.as_nse(nse)
-    assume_canonical = _validation.as_flag("assume_canonical", assume_canonical)
-
-    values = (a_values, b_values)
-    request = Request(names, shape, size, assume_canonical, apart=limit is not None)
-    bound = most_rows(indices)
-    nse = bound if size is None else size
-    if not _validation.is_concrete(indices):
-        indices = guard_indices(request, indices)
-        operands, joined = request.join(indices)
-        pattern = request.space_of(indices), operands
-        sum_indices, sum_values, nnz = _sum(Form.of_traced(nse, assume_canonical, joined), pattern, values, limit)
-        return SparseAddOutput(guard_nse(sum_indices, nnz, nse, bound), sum_values, shape)
-    if _validation.is_concrete(values, limit):
-
-        def add(form: Form, space: Space, operands: Any, values: Any) -> tuple[jax.Array, ...]:
-            return _sum(form, (space, operands), values, limit)
-
-        fitted = _validation.call_concretely(lambda: add_in_buckets(add, request, indices, values))
-        return SparseAddOutput(*fitted, shape)
-    if limit is None:
-        plan = make_plan(request, indices)
-        return SparseAddOutput(plan.indices, _add_planned(plan, values), shape)
-    # What is kept depends on the values: the plan has room for all, and the sum for as many as if none were known.
-    plan = _keep_in_plan(nse, make_plan(request._replace(nse=None), indices), jax.lax.stop_gradient(values), limit)
-    return SparseAddOutput(guard_nse(plan.indices, plan.nnz, nse, bound), _add_planned(plan, values), shape)
+    values = _validation.as_common_values(value_names, (a_values, b_values), names, [rows.shape[0] for rows in indices])
+    _validation.check_devices((*names, *value_names), (*indices, *values))
+    limit = _validation.as_limit(thresh)
+    order = Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
+    spec = Spec(names, shape, _validation.as_nse(nse), order, apart=limit is not None)
+    return SparseAddOutput(*_engine.add(spec, indices, values, _DERIVATIVE, limit), shape)
 
 
 @partial(jax.jit, static_argnums=0)
-def _sum(form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[jax.Array, ...]:
+def _unite_and_add(form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None) -> Total:
     # A backward rule must return cotangents that vary over the mesh as its arguments do: so these all do alike.
-    return _sparse_add(form, *vary_alike((pattern, values, limit)))
-
-
-def _add_planned(plan: SparseAddPlan, values: tuple[jax.Array, ...]) -> jax.Array:
-    # Indices are left out: that they have no cotangent is an array of no type for JAX, which it compiles by length.
-    return _sparse_add(Form(plan.nse, canonical=None), *vary_alike((plan, values, None)))[1]
+    return _sparse_add(form, *vary_alike((space, operands, values, limit)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sparse_add(form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any) -> tuple[Any, jax.Array, Any]:
-    """The indices, values and true number of entries of the sum; values alone if the pattern is a plan.
+def _sparse_add(form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None) -> Total:
+    """SparseAdd, whose backward rule is SparseAddGrad.
 
-    Args:
-      form: what is static.
-      pattern: the space and the indices of both operands, or their `SparseAddPlan` if it was made before.
-      values: the values of both operands, in one dtype.
-      limit: a scalar threshold, or None.
+    A `custom_vjp`, and not the linear map that plans are (`_numeric.add_values`): its forward pass without a gradient
+    keeps no union, its residuals are what the backward pass gathers by and nothing else, and that pass has no
+    conditional. A linear map keeps what its transpose and its tangents might need, and takes half as long again to
+    compile. The price is forward mode, which JAX bars.
     """
-    return _add_values(form, pattern, values, limit, tree=False)[0]
+    return _sum(form, space, operands, values, limit, tree=False)[0]
 
 
 def _sparse_add_fwd(
-    form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any
-) -> tuple[tuple[Any, jax.Array, Any], Union]:
+    form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None
+) -> tuple[Total, UnionTree]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
-    return _add_values(form, pattern, values, limit, tree=True)
+    return _sum(form, space, operands, values, limit, tree=True)
 
 
-def _add_values(
-    form: Form, pattern: Any, values: tuple[jax.Array, ...], limit: Any, *, tree: bool
-) -> tuple[tuple[Any, jax.Array, Any], Union]:
-    if isinstance(pattern, SparseAddPlan):
-        return (None, add_values(pattern.union, values), None), pattern.union
-
-    space, operands = pattern
-    keep = None if limit is None else _is_kept
-    indices, union, total = _union.unite_and_add(form, space, operands, values, keep, limit, tree=tree)
-    return (indices, total, union.nnz), union
+def _sum(
+    form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None, *, tree: bool
+) -> tuple[Total, UnionTree]:
+    indices, union, total = _union.unite_and_add(form, space, operands, values, limit, tree=tree)
+    return Total(indices, total, union.nnz), union
 
 
-def _sparse_add_bwd(_form: Form, union: Union, cotangents: tuple[Any, ...]) -> tuple[None, Any, None]:
-    _, cotangent, _ = cotangents
-    if cotangent.dtype == jax.dtypes.float0:  # integer values
-        return None, None, None
-    return None, gather_cotangent(union, cotangent), None
+def _sparse_add_bwd(_form: Form, union: UnionTree, cotangent: Total) -> tuple[None, None, Arrays | None, None]:
+    return None, None, _gradients(union, cotangent.values), None
 
 
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)
 
 
-def _keep_in_plan(nse: int, plan: SparseAddPlan, values: tuple[jax.Array, ...], limit: Any) -> SparseAddPlan:
-    """The plan of those slots that stay, in `nse` slots."""
-    space = space_of(plan.shape, plan.indices.dtype)
-    if not _validation.is_concrete(plan, values, limit):
-        indices, union = _keep(nse, space, plan.indices, plan.union, values, limit)
-        return SparseAddPlan(indices, union, plan.shape, nse)
-
-    def keep() -> SparseAddPlan:
-        counts = entry_counts(plan.union)
-        length = bucket(max(plan.nse, *(size for (size,) in counts)))  # one for all
-        padded = _tree.fit(plan.union, length, ((length,) for _ in counts))
-        padded_values = tuple(resize(array, length, 0) for array in values)
-        rows = resize(plan.indices, length, plan.shape)
-        indices, union = _keep(bucket(nse), space, rows, padded, padded_values, limit)
-        fitted = SparseAddPlan(resize(indices, nse, plan.shape), _tree.fit(union, nse, iter(counts)), plan.shape, nse)
-        return jax.device_put(fitted)
-
-    return _validation.call_concretely(keep)
+def _add_united(union: UnionTree, values: Arrays) -> jax.Array:
+    return _sparse_add_united(*vary_alike((union, values)))
 
 
-@partial(jax.jit, static_argnums=0)
-def _keep(
-    nse: int, space: Space, indices: jax.Array, union: Union, values: tuple[jax.Array, ...], limit: jax.Array
-) -> tuple[jax.Array, Union]:
-    """The indices and the union of the slots that stay, in `nse` slots."""
-    return _tree.restrict(indices, union, _is_kept(union, jax.lax.stop_gradient(values), limit), space, nse)
+@jax.custom_vjp
+def _sparse_add_united(union: UnionTree, values: Arrays) -> jax.Array:
+    """The same for patterns that were united before, because indices are concrete."""
+    return add_values(union, values)
 
 
-def _is_kept(union: Union, values: tuple[jax.Array, ...], thresh: jax.Array) -> jax.Array:
-    """Which slots do not hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
-    total = add_in_passing(union, values)
-    a, b = union.placements
-    shared = (a.sources != NONE) & (b.sources != NONE)
-    dense_axes = tuple(range(1, total.ndim))
-    return ~(shared & jnp.all(_is_below(total, thresh), axis=dense_axes))
+def _sparse_add_united_fwd(union: UnionTree, values: Arrays) -> tuple[jax.Array, UnionTree]:
+    return add_values(union, values), union
 
 
-def _is_below(total: jax.Array, thresh: jax.Array) -> jax.Array:
-    """`abs(total) < thresh`; false for NaN."""
-    if jnp.issubdtype(total.dtype, jnp.inexact):
-        magnitude = jnp.abs(total)
-        return magnitude < thresh.astype(magnitude.dtype)
-    if jnp.iinfo(total.dtype).bits < 8:  # XLA has no abs() for these
-        total = total.astype(jnp.int8 if jnp.issubdtype(total.dtype, jnp.signedinteger) else jnp.uint8)
-    # abs() of the least integer overflows, but is right when read as unsigned.
-    unsigned = jnp.dtype(f"uint{8 * total.dtype.itemsize}")
-    magnitude = jnp.abs(total).astype(unsigned)
-    # Whole numbers are less than `thresh` if they are at most `last`; a `thresh` beyond the dtype is above them all.
-    largest = jnp.iinfo(unsigned).max
-    if jnp.issubdtype(thresh.dtype, jnp.integer):
-        reachable = thresh.dtype.type(min(largest, jnp.iinfo(thresh.dtype).max))
-        last = jnp.minimum(thresh - 1, reachable).astype(unsigned)
-    else:
-        whole = jnp.ceil(thresh)
-        beyond = whole >= 2.0 ** (8 * unsigned.itemsize)
-        last = jnp.where(beyond, unsigned.type(largest), whole.astype(unsigned) - unsigned.type(1))
-    return (thresh > 0) & (magnitude <= last)
+def _sparse_add_united_bwd(union: UnionTree, cotangent: jax.Array) -> tuple[None, Arrays | None]:
+    return None, _gradients(union, cotangent)
+
+
+_sparse_add_united.defvjp(_sparse_add_united_fwd, _sparse_add_united_bwd)
+
+
+def _gradients(union: UnionTree, cotangent: jax.Array) -> Arrays | None:
+    return None if cotangent.dtype == jax.dtypes.float0 else pick_values(union, cotangent)  # float0: of integers
+
+
+_DERIVATIVE = Derivative(_unite_and_add, _add_united)

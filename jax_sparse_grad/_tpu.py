@@ -31,12 +31,10 @@ from jax_sparse_grad import _keys
 from jax_sparse_grad._keys import Keys, Space
 from jax_sparse_grad._primitives import NONE, gather, iota_like, join_rows, scatter, split_rows
 from jax_sparse_grad._runs import sum_runs
-from jax_sparse_grad._tree import Form, Joined, Placement, Union, halves, inner_nse
+from jax_sparse_grad._tree import Joined, Placement, Then, UnionTree, halves, inner_nse
+from jax_sparse_grad._types import Form, Order
 
 T = TypeVar("T")
-
-Then = Callable[[jax.Array, Union, jax.Array | None], T]
-"""What becomes of `(indices, union, total)`; `total` is None where the union must be used to add values."""
 
 
 class Sort(Protocol):
@@ -101,7 +99,7 @@ def unite(
     heads, total = close(entries.starts, words, total, form.nse)
     indices = _keys.unravel(heads, space, operands[0].dtype)
     if not tree:
-        return then(indices, Union(jnp.sum(entries.starts, dtype=jnp.int32), (), ()), total)
+        return then(indices, UnionTree(jnp.sum(entries.starts, dtype=jnp.int32), (), ()), total)
     return then(indices, _unite_node(entries, _List(0, sizes), form.nse, len(space.sizes), form)[0], total)
 
 
@@ -164,14 +162,14 @@ class _Node(NamedTuple):
     An entry of a union is a slot.
     """
 
-    union: Union | None
+    union: UnionTree | None
     members: jax.Array
     first: jax.Array
     numbers: jax.Array
     size: int
 
 
-def _unite_node(entries: _Sorted, operands: _List, nse: int, ndim: int, form: Form) -> tuple[Union, _Node]:
+def _unite_node(entries: _Sorted, operands: _List, nse: int, ndim: int, form: Form) -> tuple[UnionTree, _Node]:
     """The union of some operands, as if they were sorted alone."""
     children = [_child(entries, part, ndim, form) for part in _parts(operands)]
     members = functools.reduce(jnp.logical_or, (child.members for child in children))
@@ -179,7 +177,7 @@ def _unite_node(entries: _Sorted, operands: _List, nse: int, ndim: int, form: Fo
     numbers = jnp.cumsum(first, dtype=jnp.int32) - 1
     slots = _within(members & ~entries.padding, numbers, nse)
     placements = [_place(child, slots, nse) for child in children]
-    if not form.promised and any(child.union is None for child in children):
+    if form.order is not Order.CANONICAL and any(child.union is None for child in children):
         unique = functools.reduce(
             jnp.logical_and,
             (jnp.all(~child.members | entries.padding | child.first) for child in children if child.union is None),
@@ -188,7 +186,7 @@ def _unite_node(entries: _Sorted, operands: _List, nse: int, ndim: int, form: Fo
             _with_order(child, slots, nse, unique, place) for child, place in zip(children, placements, strict=True)
         ]
     inner = tuple(Joined(form.joined) if form.joined is not None else child.union for child in children)
-    union = Union(jnp.sum(first, dtype=jnp.int32), inner, tuple(placements))
+    union = UnionTree(jnp.sum(first, dtype=jnp.int32), inner, tuple(placements))
     return union, _Node(union, members, first, numbers, nse)
 
 

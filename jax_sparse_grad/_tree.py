@@ -19,11 +19,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jax_sparse_grad import _keys
-from jax_sparse_grad._buckets import concatenate, resize
+from jax_sparse_grad._eager import concatenate, resize
 from jax_sparse_grad._keys import Space
 from jax_sparse_grad._primitives import NONE, gather, iota_like, scatter, split_rows
 from jax_sparse_grad._seam import per_platform
 from jax_sparse_grad._tile_merge import count_before
+from jax_sparse_grad._types import Form, Order
 
 T = TypeVar("T")
 
@@ -32,38 +33,28 @@ MOST_IN_TREE = 12  # operands: a tree of merges may be faster than one sort up t
 SORTED_BELOW = 1536  # times k (k - 1): the entries of k operands that one sort takes as long for as the merges
 
 
-class Form(NamedTuple):
-    """What is static in a sum. Not the shape: nothing should be compiled again for another shape.
-
-    canonical: whether all operands are; None if it is not known.
-    promised: whether that was promised, so that the union needs no room for what only unsorted operands have.
-    joined: the sizes of operands that are one list.
-    """
-
-    nse: int
-    canonical: bool | None
-    promised: bool = False
-    joined: tuple[int, ...] | None = None
-
-    @staticmethod
-    def of_traced(nse: int, promised: bool, joined: tuple[int, ...] | None = None) -> Form:
-        """The form of a sum of traced operands, about whose order nothing is known but what was promised."""
-        if joined is not None:
-            return Form(nse, canonical=False, joined=joined)
-        return Form(nse, promised or None, promised)
-
-
 class Placement(NamedTuple):
     """The places of the n entries of a child among the m slots of their parent.
 
     positions: `[n]` int32, the slot of each entry. `NONE` if it has none (padding, dropped); m or more if there is no
       room.
     sources: `[m]` int32, the entry in each slot; `NONE` if there is none.
-    unique: scalar bool, whether no slot has two entries of one operand, for both operands of a node together. If false,
-      `sources` counts the entries in the order of `order`, and refers to the first of those that share a slot. None if
-      it is known: true if there is no `order`, else false.
+    unique: scalar bool, whether no slot has two entries of one operand, for both operands of a node together. None if
+      that is known: true if there is no `order`, else false.
     order: `[n]` int32, a permutation that sorts the entries by their slots (those without a slot may stand anywhere).
       None if `unique` is known to be true.
+
+    Without duplicates, a source is the number of an entry. With them, it is a place in the sorted list of entries,
+    where those that share a slot stand side by side: the place of the first, at which the sum of them all is made.
+
+                        unique                          not unique
+        entries         a   b   c                       a   b   c          c belongs to the slot of a
+        positions       2   0   1                       1   0   1
+        order           -                               1   0   2          sorted: b a c
+        sources         1   2   0                       0   1              places in that list
+        slots           b   c   a                       b  a+c
+
+    The flag may be traced, so both are one shape.
     """
 
     positions: jax.Array
@@ -80,7 +71,7 @@ class Joined:
     sizes: tuple[int, ...]
 
 
-class Union(NamedTuple):
+class UnionTree(NamedTuple):
     """A node of the tree: the union of its children, each an operand (None), several operands, or a union.
 
     It has one child or two, or a few that were one list.
@@ -89,19 +80,25 @@ class Union(NamedTuple):
     """
 
     nnz: jax.Array
-    children: tuple[Union | Joined | None, ...]
+    children: tuple[Child, ...]
     placements: tuple[Placement, ...]
 
 
-def join(operands: tuple[jax.Array, ...], promised: bool) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
+Child = UnionTree | Joined | None
+"""What a placement leads from: a union, several operands that are one list, or an operand."""
+
+Then = Callable[[jax.Array, UnionTree, jax.Array | None], T]
+"""What becomes of `(indices, union, total)`; `total` is None where the union must be used to add values."""
+
+
+def join(operands: tuple[jax.Array, ...], order: Order) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
     """The operands `[*batch, n, ndims]`; or one list of them all and their sizes, if sorting that is better.
 
     A merge costs a fixed number of kernels, and seconds of compilation, however short the lists. A sort takes time for
-    each entry, whatever the number of operands. If all are promised to be sorted, a small number of operands is always
-    merged.
+    each entry, whatever the number of operands. A small number of operands that are all sorted is always merged.
     """
     sizes = tuple(rows.shape[-2] for rows in operands)
-    short = not promised and sum(sizes) <= SORTED_BELOW * len(sizes) * (len(sizes) - 1)
+    short = order is not Order.CANONICAL and sum(sizes) <= SORTED_BELOW * len(sizes) * (len(sizes) - 1)
     # XLA:CPU ends the process if integers of less than a byte are concatenated.
     alike = len({rows.shape[:-2] for rows in operands}) == 1 and jnp.iinfo(operands[0].dtype).bits >= 8
     if len(sizes) == 1 or not alike or not (short or len(sizes) > MOST_IN_TREE):
@@ -109,7 +106,7 @@ def join(operands: tuple[jax.Array, ...], promised: bool) -> tuple[tuple[jax.Arr
     return (concatenate(operands, operands[0].ndim - 2),), sizes
 
 
-def with_orders(union: Union) -> Union:
+def with_orders(union: UnionTree) -> UnionTree:
     """The same node with `unique` and `order` for every operand, also if their keys were sorted.
 
     A node whose children are unions themselves is left alone: those are always sorted.
@@ -120,23 +117,23 @@ def with_orders(union: Union) -> Union:
             return placement
         return placement._replace(unique=jnp.ones_like(union.nnz, bool), order=iota_like(placement.positions))
 
-    if all(isinstance(child, Union) for child in union.children):
+    if all(isinstance(child, UnionTree) for child in union.children):
         return union
     return union._replace(placements=tuple(map(complete, union.placements)))
 
 
-def without_tree(union: Union) -> Union:
+def without_tree(union: UnionTree) -> UnionTree:
     """The number of entries alone."""
-    return Union(union.nnz, (), ())
+    return UnionTree(union.nnz, (), ())
 
 
-def placements_of(union: Union) -> list[Placement]:
+def placements_of(union: UnionTree) -> list[Placement]:
     """The edges of the whole tree."""
-    inner = (placements_of(child) for child in union.children if isinstance(child, Union))
+    inner = (placements_of(child) for child in union.children if isinstance(child, UnionTree))
     return [*union.placements, *itertools.chain.from_iterable(inner)]
 
 
-def settle(union: Union, is_unique: Callable[[jax.Array], bool | None]) -> Union:
+def settle(union: UnionTree, is_unique: Callable[[jax.Array], bool | None]) -> UnionTree:
     """The same tree without `unique` where `is_unique(unique)` tells what it is, nor `order` where it is true."""
 
     def settle_placement(placement: Placement) -> Placement:
@@ -145,11 +142,11 @@ def settle(union: Union, is_unique: Callable[[jax.Array], bool | None]) -> Union
             return placement
         return placement._replace(unique=None, order=None if known else placement.order)
 
-    children = tuple(settle(child, is_unique) if isinstance(child, Union) else child for child in union.children)
-    return Union(union.nnz, children, tuple(map(settle_placement, union.placements)))
+    children = tuple(settle(child, is_unique) if isinstance(child, UnionTree) else child for child in union.children)
+    return UnionTree(union.nnz, children, tuple(map(settle_placement, union.placements)))
 
 
-def separate(union: Union) -> Union:
+def separate(union: UnionTree) -> UnionTree:
     """The same union with a child for each of a few operands that are one list, if none has duplicates of its own.
 
     In one list, an entry that operands share is a duplicate. Apart, their values need no sorting. Everything is
@@ -173,31 +170,31 @@ def separate(union: Union) -> Union:
         placements.append(Placement(positions, sources.reshape(*batches, nse)))
     if not isinstance(together, np.ndarray):  # on the device of the rest
         placements = jax.device_put(placements, together.sharding)
-    return Union(union.nnz, (None,) * len(placements), tuple(placements))
+    return UnionTree(union.nnz, (None,) * len(placements), tuple(placements))
 
 
-def skeleton(sizes: tuple[int, ...], ndim: int, form: Form) -> Union:
+def skeleton(sizes: tuple[int, ...], ndim: int, form: Form) -> UnionTree:
     """The shapes of the union of operands with these numbers of entries, whichever platform makes it."""
 
     def of(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
 
-    def node(sizes: tuple[int, ...], nse: int) -> Union:
+    def node(sizes: tuple[int, ...], nse: int) -> UnionTree:
         children, placements = [], []
         for part in halves(sizes):
             inner = inner_nse(part, ndim)
             child = node(part, inner) if len(part) > 1 else None
             children.append(Joined(form.joined) if form.joined is not None else child)
             placements.append(Placement(of(np.int32, inner if child else part[0]), of(np.int32, nse)))
-        if not form.promised and None in map(_union_or_none, children):
+        if form.order is not Order.CANONICAL and None in map(_union_or_none, children):
             placements = [placement._replace(unique=of(bool), order=placement.positions) for placement in placements]
-        return Union(of(np.int32), tuple(children), tuple(placements))
+        return UnionTree(of(np.int32), tuple(children), tuple(placements))
 
     return node(sizes, form.nse)
 
 
-def _union_or_none(child: Union | Joined | None) -> Union | None:
-    return child if isinstance(child, Union) else None
+def _union_or_none(child: Child) -> UnionTree | None:
+    return child if isinstance(child, UnionTree) else None
 
 
 def halves(parts: tuple[T, ...]) -> list[tuple[T, ...]]:
@@ -212,18 +209,18 @@ def inner_nse(sizes: Sequence[int], ndim: int) -> int:
     return sum(sizes) if ndim else min(sum(sizes), 1)
 
 
-def entry_counts(union: Union) -> tuple[tuple[int, ...], ...]:
+def entry_counts(union: UnionTree) -> tuple[tuple[int, ...], ...]:
     """The number of entries of each operand; for joined operands in one tuple."""
     counts: list[tuple[int, ...]] = []
     for child, placement in zip(union.children, union.placements, strict=True):
-        if isinstance(child, Union):
+        if isinstance(child, UnionTree):
             counts += entry_counts(child)
         else:
             counts.append((placement.positions.shape[-1],) if child is None else child.sizes)
     return tuple(counts)
 
 
-def slots_of(union: Union, outer: jax.Array | None = None) -> list[jax.Array]:
+def slots_of(union: UnionTree, outer: jax.Array | None = None) -> list[jax.Array]:
     """For each operand the slot of each of its entries in the whole sum, `[nnz_k]`; `NONE` or more if there is none.
 
     `outer` are the slots of this node's own slots in the whole sum.
@@ -233,7 +230,7 @@ def slots_of(union: Union, outer: jax.Array | None = None) -> list[jax.Array]:
         positions = placement.positions
         if outer is not None:
             positions = gather(outer, positions, fill=NONE)
-        if isinstance(child, Union):
+        if isinstance(child, UnionTree):
             slots += slots_of(child, positions)
         else:
             sizes = (positions.shape[0],) if child is None else child.sizes
@@ -246,7 +243,7 @@ def most_entries(nnz: jax.Array) -> int:
     return int(np.max(np.asarray(nnz), initial=0))
 
 
-def fit(union: Union, nse: int, counts: Iterator[tuple[int, ...]]) -> Union:
+def fit(union: UnionTree, nse: int, counts: Iterator[tuple[int, ...]]) -> UnionTree:
     """The same tree with `nse` slots at its root, `nnz` at every inner node and `counts` entries at its leaves.
 
     Everything is concrete, and slots and entries that are cut off are empty. A batch of trees keeps the room that its
@@ -254,29 +251,31 @@ def fit(union: Union, nse: int, counts: Iterator[tuple[int, ...]]) -> Union:
     """
     axis = np.ndim(union.nnz)
 
-    def fit_child(child: Union | Joined | None, placement: Placement) -> tuple[Union | Joined | None, Placement]:
-        sizes = (most_entries(child.nnz),) if isinstance(child, Union) else next(counts)
+    def fit_child(child: Child, placement: Placement) -> tuple[Child, Placement]:
+        sizes = (most_entries(child.nnz),) if isinstance(child, UnionTree) else next(counts)
         fitted = placement._replace(
             positions=resize(placement.positions, sum(sizes), NONE, axis),
             sources=resize(placement.sources, nse, NONE, axis),
             order=None if placement.order is None else resize(placement.order, sum(sizes), NONE, axis),
         )
-        if isinstance(child, Union):
+        if isinstance(child, UnionTree):
             return fit(child, sum(sizes), counts), fitted
         return None if len(sizes) == 1 else Joined(sizes), fitted
 
     pairs = [fit_child(*pair) for pair in zip(union.children, union.placements, strict=True)]
     children, placements = zip(*pairs, strict=True)
-    return Union(union.nnz, children, placements)
+    return UnionTree(union.nnz, children, placements)
 
 
-def truncate(union: Union, nse: int) -> Union:
+def truncate(union: UnionTree, nse: int) -> UnionTree:
     """The same node with its first `nse` slots only, which must hold all of its entries."""
     placements = tuple(placement._replace(sources=placement.sources[:nse]) for placement in union.placements)
     return union._replace(placements=placements)
 
 
-def restrict(indices: jax.Array, union: Union, keep: jax.Array, space: Space, nse: int) -> tuple[jax.Array, Union]:
+def restrict(
+    indices: jax.Array, union: UnionTree, keep: jax.Array, space: Space, nse: int
+) -> tuple[jax.Array, UnionTree]:
     """The indices and the union of the slots that `keep` selects, in `nse` slots; all others are dropped."""
     former_nse = keep.shape[0]
     keep &= jnp.arange(former_nse, dtype=jnp.int32) < union.nnz

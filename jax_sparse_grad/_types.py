@@ -1,13 +1,61 @@
-"""The types of arguments, as public signatures name them: what is taken at run time, as far as checkers can tell."""
+"""What is static in a sum, and the types of arguments as public signatures name them."""
 
+from __future__ import annotations
+
+import enum
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsIndex
 
 import jax
 import numpy as np
 from jax.experimental.sparse import BCOO as BCOO
 from jax.experimental.sparse import BCSR
 from jax.typing import ArrayLike
+
+
+class Order(enum.Enum):
+    """What is known about the order of operands."""
+
+    CANONICAL = enum.auto()  # all are sorted and unique, with padding only at the end: found out, or promised
+    ANY = enum.auto()  # some are not, and must be sorted
+    UNKNOWN = enum.auto()  # to be found out at run time
+
+    @staticmethod
+    def promised(assume_canonical: bool) -> Order:
+        """What the caller says."""
+        return Order.CANONICAL if assume_canonical else Order.UNKNOWN
+
+
+class Spec(NamedTuple):
+    """What is static in a sum, as it is asked for; checked.
+
+    names: of the operands' indices, for messages.
+    shape: the sparse shape.
+    nse: the number of elements to store; None for as many as are needed.
+    order: CANONICAL if that was promised, else UNKNOWN.
+    strict: whether a row beyond the shape is an error unless it is marked as padding. In containers it is padding.
+    apart: whether it matters which operand an entry belongs to.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    nse: int | None
+    order: Order
+    strict: bool = True
+    apart: bool = False
+
+
+class Form(NamedTuple):
+    """That part of a `Spec` for which programs are compiled. Not the shape: one program serves all.
+
+    nse: the number of elements to store.
+    order: of the operands.
+    joined: the sizes of operands that are one list.
+    """
+
+    nse: int
+    order: Order
+    joined: tuple[int, ...] | None = None
 
 
 class SupportsJaxArray(Protocol):

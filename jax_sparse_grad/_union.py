@@ -10,9 +10,9 @@ along: a CPU adds them in the branch that united the operands, so that no union 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,14 @@ from jax_sparse_grad._keys import Space
 from jax_sparse_grad._numeric import add_in_passing, add_values, poison_overflow
 from jax_sparse_grad._primitives import NONE, iota_like
 from jax_sparse_grad._seam import Seam
-from jax_sparse_grad._tree import Form, Placement, Union, restrict, skeleton, with_orders, without_tree
+from jax_sparse_grad._threshold import is_kept
+from jax_sparse_grad._tree import Placement, Then, UnionTree, restrict, skeleton, with_orders, without_tree
+from jax_sparse_grad._types import Form, Order
 
 Values = tuple[jax.Array, ...]
 
 
-def unite(form: Form, space: Space, operands: tuple[jax.Array, ...]) -> tuple[jax.Array, Union]:
+def unite(form: Form, space: Space, operands: tuple[jax.Array, ...]) -> tuple[jax.Array, UnionTree]:
     """The indices of a sum of index rows `[nnz_k, ndims]`, and the union, for keeping.
 
     Its structure does not depend on what is found out about the operands, so that a loop can carry plans that it makes.
@@ -41,54 +43,72 @@ def unite_and_add(
     space: Space,
     operands: tuple[jax.Array, ...],
     values: Values,
-    keep: Callable[..., jax.Array] | None = None,
-    limit: Any = None,
+    limit: jax.Array | None = None,
     *,
     tree: bool = False,
-) -> tuple[jax.Array, Union, jax.Array]:
+) -> tuple[jax.Array, UnionTree, jax.Array]:
     """The indices, the union and the values of a sum; without `tree`, the union is its number of entries alone.
 
-    With `keep`, a module-level function, only the slots that `keep(union, values, limit)` selects stay. It has no
-    derivative.
+    With a limit, a threshold, only the slots that it keeps stay. Which these are has no derivative.
     """
-    selection = None if keep is None else jax.lax.stop_gradient((values, limit))
-    (indices, union), total = _sum(_Static(form, tree, keep), (space, operands, selection), values)
+    selection = None if limit is None else jax.lax.stop_gradient((values, limit))
+    (indices, union), total = _sum(_Static(form, tree), (space, operands, selection), values)
     return indices, union, total
 
 
 class _Static(NamedTuple):
     form: Form
     tree: bool
-    keep: Callable[..., jax.Array] | None = None
 
 
-Data = tuple[Space, tuple[jax.Array, ...], Any]
-"""The space, the operands, and what a selection depends on."""
+Data = tuple[Space, tuple[jax.Array, ...], tuple[Values, jax.Array] | None]
+"""The space, the operands, and what a threshold looks at: values and the limit."""
 
 
-def _sum_on(
-    platform: Any, static: _Static, data: Data, values: Values, separate: bool
-) -> tuple[tuple[jax.Array, Union], Any]:
-    form, tree, keep = static
+Sum = tuple[tuple[jax.Array, UnionTree], jax.Array | None]
+"""What depends on the patterns, and the values, if any."""
+
+
+class Platform(Protocol):
+    """What the room of a platform offers."""
+
+    def unite(
+        self,
+        operands: tuple[jax.Array, ...],
+        space: Space,
+        form: Form,
+        then: Then[Sum],
+        values: Values = ...,
+        *,
+        tree: bool = ...,
+    ) -> Sum: ...
+
+    def locate(
+        self, rows: Sequence[jax.Array], space: Space | None, then: Callable[[Values], tuple[Placement, ...]]
+    ) -> tuple[Placement, ...]: ...
+
+    def placement_of(self, positions: jax.Array, nse: int) -> Placement: ...
+
+
+def _sum_on(platform: Platform, static: _Static, data: Data, values: Values, separate: bool) -> Sum:
+    form, tree = static
     space, operands, selection = data
-    roomy = form if keep is None else form._replace(nse=sum(rows.shape[0] for rows in operands))
+    roomy = form if selection is None else form._replace(nse=sum(rows.shape[0] for rows in operands))
 
-    def then(indices: jax.Array, union: Union, total: jax.Array | None) -> tuple[tuple[jax.Array, Union], Any]:
-        if keep is not None:
-            indices, union = restrict(indices, union, keep(union, *selection), space, form.nse)
+    def then(indices: jax.Array, union: UnionTree, total: jax.Array | None) -> Sum:
+        if selection is not None:
+            indices, union = restrict(indices, union, is_kept(union, *selection), space, form.nse)
         if not values:
             total = None
-        elif total is None or separate or keep is not None:
+        elif total is None or separate or selection is not None:
             total = add_in_passing(union, values)
         else:
             total = poison_overflow(total, union.nnz, sum(rows.shape[0] for rows in operands))
         if not tree:
             union = without_tree(union)
-        return (indices, union if form.promised else with_orders(union)), total
+        return (indices, union if form.order is Order.CANONICAL else with_orders(union)), total
 
-    if platform is _cpu:
-        return _cpu.unite(operands, space, roomy, lambda indices, union: then(indices, union, None))
-    carried = () if separate or keep is not None else values
+    carried = () if separate or selection is not None else values
     needs_tree = tree or (bool(values) and not carried)
     return platform.unite(operands, space, roomy, then, carried, tree=needs_tree)
 
@@ -105,16 +125,16 @@ def _shapes_of_sum(static: _Static, data: Data, values: Values) -> tuple[tuple[A
     return (indices, union), total
 
 
-def _tangent_of_sum(kept: tuple[jax.Array, Union], tangents: Values) -> jax.Array:
+def _tangent_of_sum(kept: tuple[jax.Array, UnionTree], tangents: Values) -> jax.Array:
     return add_values(kept[1], tangents)
 
 
-def _select(static: _Static, kept: tuple[jax.Array, Union]) -> tuple[jax.Array, Union]:
+def _select(static: _Static, kept: tuple[jax.Array, UnionTree]) -> tuple[jax.Array, UnionTree]:
     indices, union = kept
     return indices, union if static.tree else without_tree(union)
 
 
-_PLATFORMS = {"cpu": _cpu, "gpu": _gpu, "tpu": _tpu}
+_PLATFORMS: dict[str, Platform] = {"cpu": _cpu, "gpu": _gpu, "tpu": _tpu}
 
 _sum = Seam(
     {name: partial(_sum_on, room) for name, room in _PLATFORMS.items()},
@@ -127,16 +147,21 @@ _sum = Seam(
 
 def locate(
     total: jax.Array, operands: tuple[jax.Array, ...], counts: tuple[ArrayLike, ...], space: Space | None
-) -> Union:
+) -> UnionTree:
     """The places of the first `counts` index rows of each operand among those of a sum, as a union.
 
     Without a space, the width of keys is found from the data. Rows behind `counts`, and those that are not found, have
     no place.
     """
-    return _locate(None, (total, operands, counts, space))[0]
+    union: UnionTree = _locate(None, (total, operands, counts, space))[0]
+    return union
 
 
-def _locate_on(platform: Any, _: None, data: Any, __: tuple[()], ___: bool) -> tuple[Union, None]:
+Location = tuple[jax.Array, tuple[jax.Array, ...], tuple[ArrayLike, ...], Space | None]
+"""The rows of the sum and of the operands, the number of those that count, and the space."""
+
+
+def _locate_on(platform: Platform, _: None, data: Location, __: tuple[()], ___: bool) -> tuple[UnionTree, None]:
     total, operands, counts, space = data
     nse = total.shape[0]
 
@@ -145,13 +170,13 @@ def _locate_on(platform: Any, _: None, data: Any, __: tuple[()], ___: bool) -> t
         return tuple(platform.placement_of(each, nse) for each in kept)
 
     placements = platform.locate((total, *operands), space, place)
-    return Union(jnp.full_like(placements[0].positions, nse, shape=()), (None,) * len(operands), placements), None
+    return UnionTree(jnp.full_like(placements[0].positions, nse, shape=()), (None,) * len(operands), placements), None
 
 
-def _shapes_of_location(_: None, data: Any, __: tuple[()]) -> tuple[Union, None]:
+def _shapes_of_location(_: None, data: Location, __: tuple[()]) -> tuple[UnionTree, None]:
     total, operands, _counts, _space = data
     sizes = tuple(rows.shape[0] for rows in operands)
-    return skeleton(sizes, total.shape[1], Form(total.shape[0], canonical=None)), None
+    return skeleton(sizes, total.shape[1], Form(total.shape[0], Order.UNKNOWN)), None
 
 
 _locate = Seam({name: partial(_locate_on, room) for name, room in _PLATFORMS.items()}, _shapes_of_location)

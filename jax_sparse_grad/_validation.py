@@ -1,72 +1,21 @@
 """Static checks of the arguments, with their messages: types, ranks, shapes, dtypes. They raise while tracing too."""
 
-import concurrent.futures
-import contextlib
 import functools
 import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-T = TypeVar("T")
+from jax_sparse_grad._eager import evaluate_if_concrete, is_concrete, own_transfers
 
 MOST_ENTRIES = 2**31 - 1
 """Entries are counted and placed in int32."""
-
-
-def is_concrete(*trees: Any) -> bool:
-    """Whether no leaf of the trees is a tracer, so that values can be looked at."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
-
-
-@jax.jit
-def _probe() -> jax.Array:
-    return jnp.zeros(())
-
-
-def call_concretely(function: Callable[[], T]) -> T:
-    """`function()`, which computes with concrete arrays, as if outside of any trace.
-
-    While JAX traces, it stages even concrete arrays. `jax.ensure_compile_time_eval` would execute whatever is traced in
-    the meantime one operation at a time, and compile each of them. In another thread there is no trace.
-    """
-    if not isinstance(_probe(), jax.core.Tracer):
-        with jax.disable_jit(False), own_transfers():  # functions written for compiled calls are given numpy arrays
-            return function()
-    wide = _canonical(np.dtype(np.int64)) == np.int64
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-
-    def call() -> T:
-        with jax.enable_x64(wide), jax.default_device(device), own_transfers():
-            return function()
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(call).result()
-
-
-@contextlib.contextmanager
-def own_transfers() -> Iterator[None]:
-    """A context in which data may pass through numpy even under `jax.transfer_guard("disallow")`.
-
-    That setting is meant to catch transfers that the user did not intend; "disallow_explicit" bars all transfers, these
-    too.
-    """
-    with contextlib.ExitStack() as stack:
-        for direction in ("host_to_device", "device_to_host", "device_to_device"):
-            if getattr(jax.config, f"jax_transfer_guard_{direction}") == "disallow":
-                stack.enter_context(getattr(jax, f"transfer_guard_{direction}")("allow"))
-        yield
-
-
-def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]:
-    """A context in which functions of concrete arrays stay concrete, also inside `jit` (indices closed over)."""
-    return jax.ensure_compile_time_eval() if is_concrete(*trees) else contextlib.nullcontext()
 
 
 def as_shape(name: str, shape: Any) -> tuple[int, ...]:
@@ -147,14 +96,6 @@ def as_nse(nse: Any, name: str = "nse") -> int | None:
         raise TypeError(f"{expected}, got {_shown(nse)}{hint}")
     if not 0 <= size <= MOST_ENTRIES:
         raise ValueError(f"`{name}` must not be negative, nor exceed {MOST_ENTRIES}; got {size}")
-    return size
-
-
-def as_capacity(capacity: Any) -> int | None:
-    """The number of entries to make room for in each shard, at least one; or None."""
-    size = as_nse(capacity, "capacity")
-    if size == 0:
-        raise ValueError("`capacity` must be positive, got 0")
     return size
 
 
@@ -447,23 +388,6 @@ def check_devices(names: Sequence[str], arrays: Sequence[jax.Array]) -> None:
             )
 
 
-def as_mesh(mesh: Any) -> jax.sharding.Mesh:
-    """A mesh of devices."""
-    if not isinstance(mesh, jax.sharding.Mesh):
-        raise TypeError(f"`mesh` must be a `jax.sharding.Mesh`, got {type(mesh).__name__}")
-    return mesh
-
-
-def as_axis(axis: Any, mesh: jax.sharding.Mesh) -> str | tuple[str, ...]:
-    """One or several axes of a mesh, by name."""
-    names = (axis,) if isinstance(axis, str) else axis
-    if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`axis` must be the name of a mesh axis, or a tuple of names; got {axis!r}")
-    if not set(names) <= set(mesh.axis_names) or len(set(names)) < len(names):
-        raise ValueError(f"`axis` must name axes of the mesh, which are {mesh.axis_names}; got {axis!r}")
-    return names[0] if len(names) == 1 else names
-
-
 def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indices: jax.Array) -> None:
     """Check that a shape has one size for each column of indices, whose dtype has room for padding (= the size)."""
     if len(shape) != indices.shape[-1]:
@@ -526,16 +450,35 @@ def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
     return array
 
 
-def as_common_values(names: Sequence[str], values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """Values of several operands with equal dense dimensions, promoted to one dtype as `jnp` does."""
-    for name, array in zip(names[1:], values[1:], strict=True):
-        if array.shape[1:] != values[0].shape[1:]:
+def as_common_values(
+    names: Sequence[str], values: Sequence[Any], index_names: Sequence[str], nnz: Sequence[int]
+) -> tuple[jax.Array, ...]:
+    """Values `[nnz_k, *dense]` of several operands with equal dense dimensions, promoted to one dtype as `jnp` does."""
+    arrays = [as_values(*each) for each in zip(names, values, nnz, index_names, strict=True)]
+    for name, array in zip(names[1:], arrays[1:], strict=True):
+        if array.shape[1:] != arrays[0].shape[1:]:
             raise ValueError(
                 f"`{name}` must have the same dense dimensions as `{names[0]}`; "
-                f"got {array.shape[1:]} and {values[0].shape[1:]}"
+                f"got {array.shape[1:]} and {arrays[0].shape[1:]}"
             )
-    check_devices(names, values)
-    return promote_values(values, names)
+    check_devices(names, arrays)
+    return promote_values(arrays, names)
+
+
+def as_plan_values(values: Sequence[Any], nnz: Sequence[int], indices: str = "") -> tuple[jax.Array, ...]:
+    """The values that a plan is called with, for operands of these numbers of entries.
+
+    `indices` is what the rows of an operand are called after it, for messages.
+    """
+    if len(values) != len(nnz):
+        listed = len(values) == 1 and isinstance(values[0], list | tuple)
+        raise ValueError(
+            f"`values` must be given for each of the {len(nnz)} operands of the plan, got {len(values)}"
+            + ("; unpack the list, `plan(*values)`" if listed else "")
+        )
+    operands = range(len(nnz))
+    names, index_names = ([f"{each}[{k}]" for k in operands] for each in ("values", "operands"))
+    return as_common_values(names, values, [name + indices for name in index_names], nnz)
 
 
 def promote_values(values: Sequence[jax.Array], names: Sequence[str] = ("values",)) -> tuple[jax.Array, ...]:
@@ -572,6 +515,12 @@ def as_thresh(thresh: Any) -> jax.Array:
         exact = int(host) if whole else host
     with evaluate_if_concrete(thresh):
         return jax.device_put(_nearest(exact))
+
+
+def as_limit(thresh: Any) -> jax.Array | None:
+    """A threshold; None if it is known to drop nothing, because no magnitude is less than 0."""
+    limit = as_thresh(thresh)
+    return None if is_concrete(limit) and np.asarray(limit) <= 0 else limit
 
 
 def _read_thresh(thresh: Any) -> np.ndarray:

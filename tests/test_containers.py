@@ -12,7 +12,7 @@ from jax.experimental.sparse import BCOO, BCSR
 from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
-from jax_sparse_grad import _add
+from jax_sparse_grad import _numeric
 from samples import is_entry, random_coo, random_values, union_indices
 
 pytestmark = pytest.mark.usefixtures("merges")
@@ -704,7 +704,7 @@ class TestDenseOperands:
     @pytest.mark.parametrize(("dtype", "expected"), [(jnp.int4, -7), (jnp.uint4, 9), (jnp.int2, 1), (jnp.uint2, 1)])
     def test_integers_of_less_than_a_byte_wrap(self, dtype, expected):
         rows, ones = jnp.ones((1000, 1), jnp.int32), jnp.ones(1000, jnp.int8).astype(dtype)
-        total = _add.scatter_add(jnp.ones(3, jnp.int8).astype(dtype), (rows,), (ones,), (3,))
+        total = _numeric.add_to_dense(jnp.ones(3, jnp.int8).astype(dtype), (rows,), (ones,), (3,))
         assert (total.dtype, total.astype(jnp.int32).tolist()) == (dtype, [1, expected, 1])
 
     def test_they_may_be_nested_lists(self, rng):

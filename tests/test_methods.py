@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from jax_sparse_grad import _keys, _tree, _union
 from jax_sparse_grad._primitives import NONE
+from jax_sparse_grad._types import Form, Order
 from methods import OTHERS, jit_for
 from samples import is_entry, random_values, union_indices
 
@@ -78,9 +79,9 @@ def operands(draw, shape, sizes, canonical=False):
 
 
 @cache
-def uniting(method, shape, nse, promised=False, joined=None, tree=True):
+def uniting(method, shape, nse, order=Order.UNKNOWN, joined=None, tree=True):
     """`(indices, union, total)` of operands and their values, by a platform's method."""
-    form = _tree.Form.of_traced(nse, promised, joined)
+    form = Form(nse, order if joined is None else Order.ANY, joined)
 
     def run(rows, values):
         return _union.unite_and_add(form, _keys.space_of(shape, np.int32), rows, values, tree=tree)
@@ -158,7 +159,7 @@ def test_one_operand_and_trees(count, data):
 @pytest.mark.parametrize("count", [2, 4])
 def test_operands_that_are_promised_to_be_sorted(count, data):
     shape = SHAPES["two words"]
-    check(shape, data.draw(operands(shape, SIZES[:count], canonical=True)), SIDE + 5, promised=True)
+    check(shape, data.draw(operands(shape, SIZES[:count], canonical=True)), SIDE + 5, order=Order.CANONICAL)
 
 
 @few
@@ -211,7 +212,7 @@ def test_batches(rng, method, axes):
     )
 
     def add(rows, values):
-        form = _tree.Form.of_traced(SIDE, promised=False)
+        form = Form(SIDE, Order.UNKNOWN)
         return _union.unite_and_add(form, _keys.space_of(shape, np.int32), rows, values, tree=True)
 
     mapped = jit_for(method, jax.vmap(add, axes))(*take)
@@ -232,7 +233,7 @@ def test_under_shard_map(rng, method):
     take = [tuple(map(np.concatenate, zip(*each, strict=True))) for each in (batch, values)]
 
     def add(rows, values):
-        form = _tree.Form.of_traced(SIDE, promised=False)
+        form = Form(SIDE, Order.UNKNOWN)
         result = _union.unite_and_add(form, _keys.space_of(shape, np.int32), rows, values, tree=True)
         return jax.tree.map(lambda leaf: leaf[None], result)
 
@@ -275,7 +276,7 @@ def test_entries_are_located_alike(shape, known, data):
 
 def test_a_method_is_chosen_by_what_is_compiled_for():
     """Not by where it is compiled: one program traced for each, from the same jaxpr."""
-    add = partial(_union.unite_and_add, _tree.Form.of_traced(SIDE, promised=False), _keys.space_of((5, 6), np.int32))
+    add = partial(_union.unite_and_add, Form(SIDE, Order.UNKNOWN), _keys.space_of((5, 6), np.int32))
     rows = tuple(np.zeros((size, 2), np.int32) for size in SIZES[:2])
     values = tuple(np.zeros(size, np.float32) for size in SIZES[:2])
     traced = jax.jit(add).trace(rows, values)

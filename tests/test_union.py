@@ -9,6 +9,7 @@ import pytest
 
 from jax_sparse_grad import _cpu, _keys, _tree, _union
 from jax_sparse_grad._primitives import NONE
+from jax_sparse_grad._types import Form, Order
 from samples import is_entry, random_coo, union_indices
 
 pytestmark = pytest.mark.usefixtures("merges")
@@ -39,7 +40,7 @@ def operands(rng, shape, form, nnz):
 
 @partial(jax.jit, static_argnums=(1, 2))
 def unite(operands, shape, nse):
-    form = _tree.Form.of_traced(nse, promised=False)
+    form = Form(nse, Order.UNKNOWN)
     return _union.unite(form, _keys.space_of(shape, operands[0].dtype), tuple(operands))
 
 
@@ -99,10 +100,10 @@ def test_many_operands_in_one_list(rng, form):
     count = _tree.MOST_IN_TREE + 1
     rows = operands(rng, SMALL, form, [7] * count)
     expected = union_indices(*rows, shape=SMALL)
-    joined, sizes = _tree.join(tuple(rows), promised=False)
+    joined, sizes = _tree.join(tuple(rows), Order.UNKNOWN)
     assert sizes == (LENGTH,) * count
     space = _keys.space_of(SMALL, np.int32)
-    form = _tree.Form.of_traced(count * LENGTH, promised=False, joined=sizes)
+    form = Form(count * LENGTH, Order.ANY, sizes)
     indices, union = jax.jit(lambda *lists: _union.unite(form, space, lists))(*joined)
     np.testing.assert_array_equal(indices[: len(expected)], expected)
     assert int(union.nnz) == len(expected)
@@ -114,7 +115,7 @@ def test_many_operands_in_one_list(rng, form):
 def test_operands_in_one_list_are_separated_if_each_is_unique(rng, batch):
     lists = [np.stack([operands(rng, SMALL, "shuffled", (7,))[0] for _ in range(2)]) for _ in range(3)]
     rows = [each if batch else each[0] for each in lists]
-    form = _tree.Form.of_traced(3 * LENGTH, promised=False, joined=(LENGTH,) * 3)
+    form = Form(3 * LENGTH, Order.ANY, (LENGTH,) * 3)
 
     def unite(rows):
         return _union.unite(form, _keys.space_of(SMALL, rows.dtype), (rows,))
@@ -136,18 +137,18 @@ def test_operands_in_one_list_are_separated_if_each_is_unique(rng, batch):
 def test_operands_are_joined_if_they_are_many_or_short(monkeypatch):
     monkeypatch.setattr(_tree, "SORTED_BELOW", 100)
 
-    def sizes(count, length, promised=False, batch=()):
+    def sizes(count, length, order=Order.UNKNOWN, batch=()):
         operands = tuple(np.zeros((*batch, length, 2), np.int32) for _ in range(count))
-        return _tree.join(operands, promised)[1]
+        return _tree.join(operands, order)[1]
 
     assert sizes(2, 100) == (100, 100)
     assert sizes(2, 100, batch=(3,)) == (100, 100)
     assert sizes(2, 101) is None
     assert sizes(4, 300) == (300,) * 4
     assert sizes(4, 301) is None
-    assert sizes(2, 1, promised=True) is None
+    assert sizes(2, 1, order=Order.CANONICAL) is None
     assert sizes(_tree.MOST_IN_TREE, 10**4) is None
-    assert sizes(_tree.MOST_IN_TREE + 1, 10**4, promised=True) is not None
+    assert sizes(_tree.MOST_IN_TREE + 1, 10**4, order=Order.CANONICAL) is not None
     assert sizes(1, 1) is None
     other = np.zeros((3, 5, 2), np.int32), np.zeros((1, 5, 2), np.int32)
     assert _tree.join(other, False) == (other, None)

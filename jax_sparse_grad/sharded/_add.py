@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any, SupportsIndex, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jax_sparse_grad import _containers, _validation
-from jax_sparse_grad._add import name_operands, scatter_add
-from jax_sparse_grad._keys import space_of
-from jax_sparse_grad._numeric import poison_unless
-from jax_sparse_grad._plan import unite_and_add
-from jax_sparse_grad._tree import Form, join
-from jax_sparse_grad._types import Dense, SupportsJaxArray
-from jax_sparse_grad.sharded._guards import common_pattern, exact_capacity, guard_capacity, is_sound, most_in_shard
-from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
+from jax_sparse_grad._add import name_operands
+from jax_sparse_grad._types import Dense, Order, SupportsJaxArray
+from jax_sparse_grad.sharded import _engine
+from jax_sparse_grad.sharded._guards import common_pattern
 from jax_sparse_grad.sharded._operand import RowSharded
-from jax_sparse_grad.sharded._plan import add_planned, make_plan
+from jax_sparse_grad.sharded._validation import as_capacity
 
 DenseOperand = Dense | SupportsJaxArray
 Operand = RowSharded | DenseOperand
@@ -91,7 +84,7 @@ def add(
 
     Mirrors `jax_sparse_grad.add`.
     """
-    return _add_all(("x", "y"), (x, y), capacity, assume_canonical)
+    return _add(("x", "y"), (x, y), capacity, assume_canonical)
 
 
 @overload
@@ -138,51 +131,38 @@ def add_n(
 
     Mirrors `jax_sparse_grad.add_n`.
     """
-    return _add_all(*name_operands(operands), capacity, assume_canonical)
+    return _add(*name_operands(operands), capacity, assume_canonical)
 
 
-def _add_all(names: Sequence[str], operands: Sequence[Any], capacity: Any, assume_canonical: Any) -> Any:
-    size = _validation.as_capacity(capacity)
-    canonical = _validation.as_flag("assume_canonical", assume_canonical)
+def _add(
+    names: Sequence[str], operands: Sequence[Any], capacity: SupportsIndex | None, assume_canonical: bool
+) -> RowSharded | jax.Array:
+    room = as_capacity(capacity)
+    order = Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
     named = dict(zip(names, operands, strict=True))
     sparse = {name: x for name, x in named.items() if isinstance(x, RowSharded)}
-    arrays = {name: _as_dense(name, x, sparse) for name, x in named.items() if name not in sparse}
+    arrays = {name: _as_array(name, x, next(iter(sparse), None)) for name, x in named.items() if name not in sparse}
     if not sparse:
         raise TypeError("one of the operands must be a `RowSharded`, got only arrays; add those with `+`")
-    shape = _containers.common_shape(names, [(sparse | arrays)[name] for name in names])
-    dense = tuple(arrays.values())
-    layout, starts, indices = common_pattern(sparse, alike=not dense, canonical=canonical)
+    _containers.common_shape(names, [sparse.get(name, arrays.get(name)) for name in names])
+    layout, starts, indices = common_pattern(sparse, alike=not arrays)
     data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
-    promoted = _validation.promote_values([*data, *dense])
+    promoted = _validation.promote_values([*data, *arrays.values()])
     values, dense = promoted[: len(data)], promoted[len(data) :]
     if dense:
-        if size is not None:
-            raise ValueError(f"`capacity` must not be given if an operand is dense: the sum is dense too; got {size}")
-        return _add_to_dense(layout, sum(dense[1:], dense[0]), indices, values)
-
-    promise = canonical or None
-    bound = most_in_shard(layout, indices)
-    if not _validation.is_concrete(indices, starts):
-        size = bound if size is None else size
-        rows, total, nnz = _sum(layout, size, promise, starts, indices, values)
-        rows = guard_capacity(rows, layout, nnz, size, bound)
-    elif _validation.is_concrete(values):
-        rows, total, nnz = _validation.call_concretely(
-            lambda: _sum_exactly(layout, size, promise, starts, indices, values)
-        )
-    else:
-        plan = make_plan(layout, size, canonical, starts, indices)
-        total = add_planned(plan, values)
-        rows, nnz = _as_sharded(layout, (plan.indices, plan.nnz))
-    return RowSharded(total, rows, starts[0], nnz, shape, layout.mesh, layout.axis)
+        if room is not None:
+            raise ValueError(f"`capacity` must not be given if an operand is dense: the sum is dense too; got {room}")
+        return _engine.add_to_dense(layout, sum(dense[1:], dense[0]), indices, values)
+    total = _engine.add(layout, room, order, starts, indices, values)
+    return RowSharded(total.values, total.indices, starts[0], total.nnz, layout, total.values.shape[1:])
 
 
-def _as_dense(name: str, operand: Any, sparse: dict[str, RowSharded]) -> jax.Array:
+def _as_array(name: str, operand: Any, other: str | None) -> jax.Array:
+    """A dense operand; `other` is the name of a sparse one, for messages."""
     if isinstance(operand, jax.Array | np.ndarray | list | tuple) or hasattr(operand, "__jax_array__"):
         return _validation.as_numeric(name, operand)
     remedy = ""
     if hasattr(operand, "todense"):
-        other = next(iter(sparse), None)
         remedy = (
             "; `partition` spreads its rows, and `jax_sparse_grad.add` adds on one device"
             if other is None
@@ -191,62 +171,3 @@ def _as_dense(name: str, operand: Any, sparse: dict[str, RowSharded]) -> jax.Arr
     elif isinstance(operand, numbers.Number):
         remedy = "; a number has no shape: add it to `data` to change the entries, or pass an array made by `jnp.full`"
     raise TypeError(f"`{name}` must be a `RowSharded` or an array, got {type(operand).__name__}{remedy}")
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _sum(
-    layout: Layout,
-    capacity: int,
-    canonical: bool | None,
-    row_starts: tuple[jax.Array, ...],
-    indices: tuple[jax.Array, ...],
-    values: tuple[jax.Array, ...],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The indices, values and true numbers of entries of a sum, shard by shard."""
-
-    def add_shard(row_starts: tuple[jax.Array, ...], operands: tuple[tuple[jax.Array, ...], ...]) -> Any:
-        indices, values = operands
-        space = space_of(layout.shape, indices[0].dtype)
-        lists, joined = join(indices, bool(canonical))
-        form = Form.of_traced(capacity, bool(canonical), joined)
-        rows, total, nnz = unite_and_add(form, space, lists, values)
-        if not canonical:
-            total = poison_unless(is_sound(layout, row_starts, indices), total)
-        return rows, total, nnz[None]
-
-    return on_shards(layout, add_shard, row_starts, (indices, values))
-
-
-def _sum_exactly(
-    layout: Layout,
-    capacity: int | None,
-    canonical: bool | None,
-    row_starts: tuple[jax.Array, ...],
-    indices: tuple[jax.Array, ...],
-    values: tuple[jax.Array, ...],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same for concrete operands, with as much room as the fullest shard needs if no capacity was given."""
-    bound = most_in_shard(layout, indices)
-    rows, total, nnz = _sum(layout, bound if capacity is None else capacity, canonical, row_starts, indices, values)
-    if capacity is not None:
-        return guard_capacity(rows, layout, nnz, capacity, bound), total, nnz
-    rows, total = cut(layout, exact_capacity(layout, nnz), (rows, total))
-    return rows, total, nnz
-
-
-@partial(jax.jit, static_argnums=0)
-def _as_sharded(layout: Layout, tree: Any) -> Any:
-    """The same arrays, sharded. Constants under `jit` would otherwise be replicated."""
-    return on_shards(layout, lambda _, tree: tree, None, tree)
-
-
-@partial(jax.jit, static_argnums=0)
-def _add_to_dense(
-    layout: Layout, dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
-) -> jax.Array:
-    def add_shard(dense: jax.Array, operands: tuple[tuple[jax.Array, ...], ...]) -> jax.Array:
-        # Not added to `dense` itself, which all devices hold but which must count once.
-        own = scatter_add(jnp.zeros_like(dense), *operands, layout.shape)
-        return dense + lax.psum(own, layout.axis)
-
-    return on_shards(layout, add_shard, dense, (indices, values), replicated_result=True)

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _containers, _keys, _validation
+from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad._eager import call_concretely, is_concrete
 from jax_sparse_grad._primitives import at
 from jax_sparse_grad._types import HostMatrix
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards
-from jax_sparse_grad.sharded._operand import RowSharded, layout_of
+from jax_sparse_grad.sharded._operand import RowSharded
+from jax_sparse_grad.sharded._validation import host_entries
 
 SAMPLE = 4096  # rows taken from each shard of a `RowSharded` to find cuts, which are exact to 1 / 4096 of a shard
 
@@ -63,14 +65,14 @@ def balanced_row_starts(
     for k, operand in enumerate(listed):
         name = f"operands[{k}]" if listed is operands else "operands"
         if isinstance(operand, RowSharded):
-            if not _validation.is_concrete(operand):
+            if not is_concrete(operand):
                 raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
             count = operand.shards if count is None else count
-            sample = _validation.call_concretely(partial(_sample_rows, operand))
+            sample = call_concretely(partial(_sample_rows, operand))
             rows.append(sample[0].astype(starts_dtype(operand.shape[0])))
             weights.append(sample[1])
         else:
-            indices, _, _ = _containers.host_entries(name, operand)
+            indices, _, _ = host_entries(name, operand)
             rows.append(indices[:, 0].astype(starts_dtype(operand.shape[0])))
             weights.append(np.full(len(indices), SAMPLE, np.int64))
         sizes.append(operand.shape[0])
@@ -83,7 +85,7 @@ def balanced_row_starts(
 
 def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
     """`SAMPLE` rows of each shard, and the number of entries that each of them stands for, times `SAMPLE`."""
-    rows, nnz = (np.asarray(each) for each in _sample(layout_of(x), x.indices))
+    rows, nnz = (np.asarray(each) for each in _sample(x.layout, x.indices))
     return rows.reshape(-1)[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
 
 

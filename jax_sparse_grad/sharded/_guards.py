@@ -1,34 +1,35 @@
-"""Checks of the operands of a sharded sum: an immediate error if concrete, poison and `checkify` if not.
+"""Checks of the data of a sharded sum: errors if they are concrete, and poison if they are traced.
 
-No check may cost communication that nobody asked for. What `checkify` would report is dead code without it, and whether
-to poison a shard is known on its own device.
+`checkify` does not look into sharded sums: JAX keeps an error for each device, and cannot go on with these. Whether to
+poison a shard is known on its own device, so that no check communicates under `jit`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad import _validation
 from jax_sparse_grad._checks import guard
+from jax_sparse_grad._eager import call_concretely, is_concrete
+from jax_sparse_grad._guards import is_bad
 from jax_sparse_grad._xla_cpu import all_true
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, own_range
-from jax_sparse_grad.sharded._operand import RowSharded, layout_of
+from jax_sparse_grad.sharded._operand import RowSharded
+from jax_sparse_grad.sharded._validation import common_layout
 
-T = TypeVar("T")
+Arrays = tuple[jax.Array, ...]
 
 
-def common_pattern(
-    operands: dict[str, RowSharded], *, alike: bool, canonical: bool
-) -> tuple[Layout, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+def common_pattern(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[Layout, Arrays, Arrays]:
     """The layout of all operands, and their `row_starts` and indices in one dtype, on condition that they are valid.
 
-    Each shard must hold only rows of its own range. If `alike`, all operands must have the same ranges. If `canonical`,
-    each shard must be canonical (which only `checkify` checks).
+    Each shard must hold only rows of its own range. If `alike`, all operands must have the same ranges.
     """
     layout = common_layout(operands)
     names = [f"{name}.indices" for name in operands]
@@ -38,44 +39,20 @@ def common_pattern(
     first_name, *_ = operands
     _validation.check_sizes_fit(f"{first_name}.shape", layout.shape, dtype)
     row_starts = tuple(_validation.cast(x.row_starts, dtype) for x in operands.values())
-    concrete = _validation.is_concrete(indices, row_starts)
 
-    def guard_operand(name: str, starts: jax.Array, rows: jax.Array) -> jax.Array:
-        if alike and starts is not row_starts[0]:
-            message = (
-                f"`{name}` must be partitioned as `{first_name}`; its row_starts are {{starts}}, not {{expected}}; "
-                f"`repartition({name}, {first_name}.row_starts)` moves its rows"
-            )
-            rows = guard(rows, _are_equal(starts, row_starts[0]), message, starts=starts, expected=row_starts[0])
-        rows = guard_rows(layout, name, starts, rows)
-        return _guard_canonical(layout, name, rows) if canonical and not concrete else rows
+    def check() -> None:
+        for name, starts, rows in zip(operands, row_starts, indices, strict=True):
+            if alike and starts is not row_starts[0]:
+                message = (
+                    f"`{name}` must be partitioned as `{first_name}`; its row_starts are {{starts}}, not {{expected}}; "
+                    f"`repartition({name}, {first_name}.row_starts)` moves its rows"
+                )
+                guard((), _are_equal(starts, row_starts[0]), message, starts=starts, expected=row_starts[0])
+            check_rows(layout, name, starts, rows)
 
-    def guard_all() -> tuple[jax.Array, ...]:
-        return tuple(map(guard_operand, operands, row_starts, indices))
-
-    return layout, row_starts, _validation.call_concretely(guard_all) if concrete else guard_all()
-
-
-def common_layout(operands: dict[str, Any]) -> Layout:
-    """The layout of operands that must be spread over the same devices and have one shape."""
-    (first_name, first), *_ = operands.items()
-    for name, x in operands.items():
-        if (x.mesh, x.axis) != (first.mesh, first.axis):
-            raise ValueError(
-                f"`{name}` must be spread over the mesh and axis of `{first_name}`; "
-                f"got axis {x.axis!r} of {x.mesh} and axis {first.axis!r} of {first.mesh}; "
-                f"`partition({name}.matrix, {first_name}.mesh, {first_name}.axis)` spreads it again"
-            )
-        if x.indices.ndim != 2 or x.data.shape[:1] != x.indices.shape[:1] or x.indices.shape[0] % x.shards:
-            raise ValueError(
-                f"`{name}` must have as many values as index rows, a multiple of its {x.shards} shards; got data "
-                f"{x.data.shape} and indices {x.indices.shape}; take apart what `scan` or `vmap` has stacked"
-            )
-        if x.row_starts.shape != (x.shards + 1,):
-            raise ValueError(f"`{name}.row_starts` must have shape {(x.shards + 1,)}; got {x.row_starts.shape}")
-        if layout_of(x).shape != layout_of(first).shape:
-            raise ValueError(f"`{name}` must have the n_sparse of `{first_name}`; got {x.shape} and {first.shape}")
-    return layout_of(first)
+    if is_concrete(indices, row_starts):
+        call_concretely(check)
+    return layout, row_starts, indices
 
 
 @jax.jit
@@ -83,23 +60,23 @@ def _are_equal(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.all(a == b)
 
 
-def guard_rows(layout: Layout, name: str, row_starts: jax.Array | None, rows: jax.Array) -> jax.Array:
-    """The same indices, on condition that all lie in the shape and, if `row_starts` are given, in their shard."""
-    ok, facts = _first_bad_row(layout, row_starts, rows)
+def check_rows(layout: Layout, name: str, row_starts: jax.Array | None, rows: jax.Array) -> None:
+    """Check that all concrete indices lie in the shape and, if `row_starts` are given, in their shard."""
+    ok, facts = _find_bad_entry(layout, row_starts, rows)
     message = f"`{name}.indices` must lie in [0, {layout.shape}), or equal {layout.shape} in padding"
     if row_starts is not None:
         message += ", and in shard {shard} have rows {low} ... {high} - 1 (`repartition` moves rows to their shards)"
-    return guard(rows, ok, message + "; entry {entry} of shard {shard} is {indices}", **facts)
+    guard((), ok, message + "; entry {entry} of shard {shard} is {indices}", **facts)
 
 
 @partial(jax.jit, static_argnums=0)
-def _first_bad_row(
+def _find_bad_entry(
     layout: Layout, row_starts: jax.Array | None, indices: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Whether no row is bad, and what to say about the first bad one."""
 
     def first(row_starts: jax.Array | None, rows: jax.Array) -> Any:
-        bad = _keys.is_bad(rows, layout.shape)
+        bad = is_bad(rows, layout.shape)
         if row_starts is not None:
             bad |= _is_elsewhere(rows, *own_range(layout, row_starts), layout.shape[0])
         entry = jnp.argmax(bad)
@@ -113,34 +90,16 @@ def _first_bad_row(
     return on_shards(layout, first, row_starts, indices, replicated_result=True)
 
 
-def _guard_canonical(layout: Layout, name: str, rows: jax.Array) -> jax.Array:
-    ok, shard = _all_canonical(layout, rows)
-    message = f"`{name}` must be sorted and unique, with padding last, in each shard for `assume_canonical=True`"
-    return guard(rows, ok, message + "; shard {shard} is not", shard=shard)
-
-
-@partial(jax.jit, static_argnums=0)
-def _all_canonical(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether all shards are canonical, and if not, which is the first that is not."""
-    space = _keys.space_of(layout.shape, indices.dtype)
-
-    def ask(_: None, rows: jax.Array) -> Any:
-        canonical = from_all_shards(layout, _keys.is_canonical(_keys.ravel(rows, space)))
-        return jnp.all(canonical > 0), jnp.argmin(canonical)
-
-    return on_shards(layout, ask, None, indices, replicated_result=True)
-
-
-def guard_capacity(tree: T, layout: Layout, nnz: jax.Array, capacity: int, bound: int) -> T:
-    """The same arrays, on condition that `nnz` entries of each shard, at most `bound`, fit its capacity."""
+def check_sum_fits(layout: Layout, nnz: jax.Array, capacity: int, bound: int) -> None:
+    """Check that `nnz` entries of each shard, concrete and at most `bound`, fit its capacity."""
     if capacity >= bound:
-        return tree
+        return
     most, shard = _fullest(layout, nnz)
     message = (
         "`capacity` must be at least {nnz}, the number of distinct entries of the sum in shard {shard}; "
         f"got {capacity}"
     )
-    return guard(tree, most <= capacity, message, nnz=most, shard=shard)
+    guard((), most <= capacity, message, nnz=most, shard=shard)
 
 
 def exact_capacity(layout: Layout, nnz: jax.Array) -> int:

@@ -30,6 +30,7 @@ from jax_sparse_grad.sharded._mesh import (
     replicate,
 )
 from jax_sparse_grad.sharded._operand import RowSharded
+from jax_sparse_grad.sharded._validation import as_axis, as_capacity, as_mesh, host_entries
 
 
 def partition(
@@ -74,17 +75,17 @@ def partition(
     """
     if isinstance(operand, RowSharded):
         raise TypeError("`operand` must be on one device or the host, got a `RowSharded`; `repartition` moves its rows")
-    mesh = _validation.as_mesh(mesh)
-    axis = _validation.as_axis(axis, mesh)
+    mesh = as_mesh(mesh)
+    axis = as_axis(axis, mesh)
     shards = count_shards(mesh, axis)
-    indices, values, shape = _containers.host_entries("operand", operand)
+    indices, values, shape = host_entries("operand", operand)
     indices, values = _in_order(indices, values)
     if row_starts is None:
         row_starts = balance(indices[:, 0], np.ones(len(indices), np.int64), shape[0], shards)
     starts = as_row_starts(row_starts, shape[0], shards)
     cuts = np.searchsorted(indices[:, 0], starts.astype(indices.dtype))
     counts = np.diff(cuts)
-    size = _validation.as_capacity(capacity)
+    size = as_capacity(capacity)
     placed = _Placed(mesh, axis, max(1, int(counts.max())) if size is None else size)
     check_capacity(placed.capacity, counts)
     for shard in placed.devices:
@@ -143,12 +144,12 @@ def from_shards(
         )
     if not whole:
         raise ValueError("`shape` must have rows, got ()")
-    mesh = _validation.as_mesh(mesh)
-    axis = _validation.as_axis(axis, mesh)
+    mesh = as_mesh(mesh)
+    axis = as_axis(axis, mesh)
     shards = count_shards(mesh, axis)
     starts = even_starts(whole[0], shards) if row_starts is None else row_starts
     starts = as_row_starts(starts, whole[0], shards)
-    size = _validation.as_capacity(capacity)
+    size = as_capacity(capacity)
 
     placed = None if size is None else _Placed(mesh, axis, size)
     pieces: dict[int, _Piece] = {}
@@ -205,7 +206,7 @@ class _Piece(NamedTuple):
 
 def _load_piece(load: Callable[[int, int], Any], start: int, stop: int, whole: tuple[int, ...]) -> _Piece:
     name = f"load({start}, {stop})"
-    indices, values, shape = _containers.host_entries(name, load(start, stop))
+    indices, values, shape = host_entries(name, load(start, stop))
     if shape != (stop - start, *whole[1:]):
         raise ValueError(f"`{name}` must have shape {(stop - start, *whole[1:])}, got {shape}")
     sizes = whole[: indices.shape[1]]
@@ -259,7 +260,8 @@ class _Placed:
         row_starts = replicate(self.mesh, starts.astype(indices.dtype))
         own = PartitionSpec(self.axis)
         nnz = from_host(self.mesh, own, counts.shape, counts.astype(np.int32).__getitem__)
-        return RowSharded(data, indices, row_starts, nnz, shape, self.mesh, self.axis)
+        layout = Layout(shape[: indices.shape[1]], self.mesh, self.axis)
+        return RowSharded(data, indices, row_starts, nnz, layout, data.shape[1:])
 
 
 def _share(layout: Layout, facts: dict[int, tuple[int, ...]]) -> np.ndarray:

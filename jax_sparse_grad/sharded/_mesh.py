@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,16 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
-from jax_sparse_grad._checks import join_errors
 from jax_sparse_grad._primitives import at
 
+R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
 Axis = str | tuple[str, ...]
 
 
 class Layout(NamedTuple):
-    """What is static in a sharded sum: the sparse shape, and where its rows are spread."""
+    """What is static in a sharded operand, plan or sum: the sparse shape, and where its rows are spread."""
 
     shape: tuple[int, ...]
     mesh: Mesh
@@ -29,6 +30,7 @@ class Layout(NamedTuple):
 
     @property
     def shards(self) -> int:
+        """The number of shards."""
         return count_shards(self.mesh, self.axis)
 
 
@@ -63,19 +65,19 @@ def put(array: np.ndarray, device: jax.Device) -> jax.Array:
 
 def on_shards(
     layout: Layout,
-    function: Callable[[Any, Any], Any],
-    replicated: Any,
-    sharded: Any,
+    function: Callable[[R, S], T],
+    replicated: R,
+    sharded: S,
     *,
     replicated_result: bool = False,
-) -> Any:
+) -> T:
     """`function(replicated, sharded)` on every device, with sharded arguments and results limited to its own shard."""
     own, same = PartitionSpec(layout.axis), PartitionSpec()
     if AxisType.Explicit in layout.mesh.axis_types:  # `shard_map` then accepts only what is divided already
         sharded = jax.tree.map(lambda leaf: reshard(leaf, NamedSharding(layout.mesh, own)), sharded)
     out = same if replicated_result else own
-    mapped = jax.shard_map(function, mesh=layout.mesh, in_specs=(same, own), out_specs=out)
-    return join_errors(mapped(*join_errors((replicated, sharded))))
+    mapped: Callable[[R, S], T] = jax.shard_map(function, mesh=layout.mesh, in_specs=(same, own), out_specs=out)
+    return mapped(replicated, sharded)
 
 
 def from_all_shards(layout: Layout, tree: T) -> T:
@@ -103,5 +105,4 @@ def cut(layout: Layout, capacity: int, tree: T) -> T:
     def cut(_: None, tree: T) -> T:
         return jax.tree.map(lambda leaf: leaf[:capacity], tree)
 
-    cut_tree: T = on_shards(layout, cut, None, tree)
-    return cut_tree
+    return on_shards(layout, cut, None, tree)

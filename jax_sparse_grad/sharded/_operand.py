@@ -9,16 +9,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad import _validation
 from jax_sparse_grad._types import BCOO, ArrayInput
-from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards
+from jax_sparse_grad.sharded._mesh import Axis, Layout
 from jax_sparse_grad.sharded._saving import Savable
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["data", "indices", "row_starts", "nnz"],
-    meta_fields=["shape", "mesh", "axis"],
+    meta_fields=["layout", "dense_shape"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RowSharded(Savable):
@@ -35,9 +35,9 @@ class RowSharded(Savable):
       row_starts: `[shards + 1]`, ascending from 0 to the number of rows; replicated.
       nnz: `[shards]` int32, sharded: the number of entries in each shard. If that exceeds `capacity` in a sum, the
         shard has overflowed, and its values are poisoned.
-      shape: the dense shape, `ndims` sizes followed by those of the dense dimensions (static).
-      mesh: the device mesh (static).
-      axis: the axis of the mesh, or a tuple of axes; everything is replicated along all others (static).
+      layout: the sparse shape, the mesh, and its axis, or tuple of axes, that rows are spread over (static). Everything
+        is replicated along all other axes.
+      dense_shape: the sizes of the dense dimensions (static).
 
     Example:
       >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -54,9 +54,23 @@ class RowSharded(Savable):
     indices: jax.Array
     row_starts: jax.Array
     nnz: jax.Array
-    shape: tuple[int, ...]
-    mesh: Mesh
-    axis: Axis
+    layout: Layout
+    dense_shape: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sparse shape, followed by the sizes of the dense dimensions (static)."""
+        return self.layout.shape + self.dense_shape
+
+    @property
+    def mesh(self) -> Mesh:
+        """The device mesh (static)."""
+        return self.layout.mesh
+
+    @property
+    def axis(self) -> Axis:
+        """The axis of the mesh, or a tuple of axes (static)."""
+        return self.layout.axis
 
     @property
     def matrix(self) -> BCOO:
@@ -64,12 +78,12 @@ class RowSharded(Savable):
 
         They need a mesh axis of type `Auto`; on `Explicit` axes JAX's own operations raise.
         """
-        return _containers.as_bcoo(self.data, self.indices, self.shape)
+        return BCOO((self.data, self.indices), shape=self.shape)
 
     @property
     def shards(self) -> int:
         """The number of shards (static)."""
-        return count_shards(self.mesh, self.axis)
+        return self.layout.shards
 
     @property
     def capacity(self) -> int:
@@ -102,26 +116,27 @@ class RowSharded(Savable):
           >>> x.with_data(2 * x.data).matrix.todense().diagonal().tolist()
           [2.0, 2.0, 2.0]
         """
-        values = as_values("data", data, self.indices.shape[0], "indices")
-        shape = self.shape[: self.indices.shape[1]] + values.shape[1:]
-        return dataclasses.replace(self, data=values, shape=shape)
+        return with_values(data, self.indices, self.row_starts, self.nnz, self.layout)
 
     def __repr__(self) -> str:
         dtype = getattr(self.data, "dtype", None)  # not an array while JAX handles the tree
         return f"RowSharded({dtype}{list(self.shape)}, shards={self.shards}, axis={self.axis!r})"
 
 
-def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
-    """Numeric values `[nnz, *dense]` for the entries of all shards; those of a matrix on one device are refused."""
+def with_values(
+    data: ArrayInput, indices: jax.Array, row_starts: jax.Array, nnz: jax.Array, layout: Layout
+) -> RowSharded:
+    """The `RowSharded` of a pattern and values `[shards * capacity, *dense]`."""
+    refuse_unsharded("data", data)
+    values = _validation.as_values("data", data, indices.shape[0], "indices")
+    return RowSharded(values, indices, row_starts, nnz, layout, values.shape[1:])
+
+
+def refuse_unsharded(name: str, values: Any) -> None:
+    """Check that these are not those of a matrix, sharded or on one device."""
     if isinstance(values, RowSharded):
         raise TypeError(f"`{name}` must be an array, got RowSharded; pass its `data`")
     if hasattr(values, "todense"):
         raise TypeError(
             f"`{name}` must be an array, got {type(values).__name__}; `partition` it, and pass the `data` of the result"
         )
-    return _validation.as_values(name, values, nnz, indices_name)
-
-
-def layout_of(x: RowSharded) -> Layout:
-    """What is static in sums of an operand."""
-    return Layout(x.shape[: x.indices.shape[1]], x.mesh, x.axis)

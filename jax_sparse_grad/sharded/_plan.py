@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_sparse_grad import _validation
-from jax_sparse_grad._keys import space_of
-from jax_sparse_grad._numeric import add_values, poison_unless
-from jax_sparse_grad._plan import unite_patterns
-from jax_sparse_grad._tree import Form, Union, entry_counts, join, placements_of, settle, truncate
-from jax_sparse_grad._types import ArrayInput
-from jax_sparse_grad.sharded._guards import (
-    all_in_all_shards,
-    common_pattern,
-    exact_capacity,
-    guard_capacity,
-    is_sound,
-    most_in_shard,
-)
-from jax_sparse_grad.sharded._mesh import Axis, Layout, count_shards, cut, on_shards
-from jax_sparse_grad.sharded._operand import RowSharded, as_values
+from jax_sparse_grad._tree import UnionTree, entry_counts
+from jax_sparse_grad._types import ArrayInput, Order
+from jax_sparse_grad.sharded import _engine
+from jax_sparse_grad.sharded._engine import Pattern
+from jax_sparse_grad.sharded._guards import common_pattern
+from jax_sparse_grad.sharded._mesh import Axis, Layout
+from jax_sparse_grad.sharded._operand import RowSharded, refuse_unsharded, with_values
 from jax_sparse_grad.sharded._saving import Savable
+from jax_sparse_grad.sharded._validation import as_capacity
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["indices", "row_starts", "union", "sound"],
-    meta_fields=["shape", "mesh", "axis"],
+    meta_fields=["layout"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ShardedPlan(Savable):
@@ -47,18 +39,29 @@ class ShardedPlan(Savable):
       union: where the entries of the operands went, for each shard: all arrays are `[shards, ...]`.
       sound: `[shards]` bool, whether the operands were partitioned alike and all rows lie in their shard. If not, sums
         of the shard are poisoned.
-      shape: the sparse shape, a tuple of ints (static).
-      mesh: the device mesh (static).
-      axis: the axis of the mesh, or a tuple of axes (static).
+      layout: the sparse shape, the mesh, and its axis, or tuple of axes, that rows are spread over (static).
     """
 
     indices: jax.Array
     row_starts: jax.Array
-    union: Union
+    union: UnionTree
     sound: jax.Array
-    shape: tuple[int, ...]
-    mesh: Mesh
-    axis: Axis
+    layout: Layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sparse shape, a tuple of ints (static)."""
+        return self.layout.shape
+
+    @property
+    def mesh(self) -> Mesh:
+        """The device mesh (static)."""
+        return self.layout.mesh
+
+    @property
+    def axis(self) -> Axis:
+        """The axis of the mesh, or a tuple of axes (static)."""
+        return self.layout.axis
 
     @property
     def nnz(self) -> jax.Array:
@@ -68,7 +71,7 @@ class ShardedPlan(Savable):
     @property
     def capacity(self) -> int:
         """The number of elements that each shard of the sum has room for (static)."""
-        return self.indices.shape[0] // count_shards(self.mesh, self.axis)
+        return self.indices.shape[0] // self.layout.shards
 
     @property
     def ndim(self) -> int:
@@ -104,22 +107,13 @@ class ShardedPlan(Savable):
         Linear in the values. Works under all of JAX's transformations. Neither the call nor its derivative
         communicates.
         """
-        shards = count_shards(self.mesh, self.axis)
         if self.nnz.ndim != 1:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
-        sizes = [size for counts in entry_counts(self.union) for size in counts]
-        if len(values) != len(sizes):
-            listed = len(values) == 1 and isinstance(values[0], list | tuple)
-            raise ValueError(
-                f"`values` must be given for each of the {len(sizes)} operands of the plan, got {len(values)}"
-                + ("; unpack the list, `plan(*values)`" if listed else "")
-            )
-        names = [f"values[{k}]" for k in range(len(values))]
-        arrays = [
-            as_values(name, array, size * shards, f"operands[{k}].indices")
-            for k, (name, array, size) in enumerate(zip(names, values, sizes, strict=True))
-        ]
-        return add_planned(self, _validation.as_common_values(names, arrays))
+        for k, array in enumerate(values):
+            refuse_unsharded(f"values[{k}]", array)
+        nnz = [size * self.layout.shards for group in entry_counts(self.union) for size in group]
+        pattern = Pattern(self.indices, self.union, self.sound)
+        return _engine.add_planned(self.layout, pattern, _validation.as_plan_values(values, nnz, ".indices"))
 
     def with_data(self, data: ArrayInput) -> RowSharded:
         """The sum with the values `data` `[shards * capacity, *dense]`, which `plan(*values)` returns.
@@ -143,9 +137,7 @@ class ShardedPlan(Savable):
           >>> plan.with_data(plan(x.data, 2 * x.data)).matrix.todense().trace().item()
           48.0
         """
-        values = as_values("data", data, self.indices.shape[0], "indices")
-        shape = self.shape + values.shape[1:]
-        return RowSharded(values, self.indices, self.row_starts, self.nnz, shape, self.mesh, self.axis)
+        return with_values(data, self.indices, self.row_starts, self.nnz, self.layout)
 
 
 def plan_sparse_add(
@@ -189,73 +181,9 @@ def plan_sparse_add(
                 f"`operands[{k}]` must be a `RowSharded`, got {_validation.kind_of(x)}; "
                 "`partition` makes one from a matrix; pass several one by one, not in a list"
             )
-    size = _validation.as_capacity(capacity)
-    canonical = _validation.as_flag("assume_canonical", assume_canonical)
+    room = as_capacity(capacity)
+    order = Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
     named = {f"operands[{k}]": x for k, x in enumerate(operands)}
-    layout, starts, indices = common_pattern(named, alike=True, canonical=canonical)
-    return make_plan(layout, size, canonical, starts, indices)
-
-
-def make_plan(
-    layout: Layout,
-    capacity: int | None,
-    canonical: bool,
-    row_starts: tuple[jax.Array, ...],
-    indices: tuple[jax.Array, ...],
-) -> ShardedPlan:
-    bound = most_in_shard(layout, indices)
-
-    def make(capacity: int) -> ShardedPlan:
-        plan = _unite(layout, capacity, canonical, row_starts, indices)
-        return guard_capacity(plan, layout, plan.nnz, capacity, bound)
-
-    if not _validation.is_concrete(row_starts, indices):
-        return make(bound if capacity is None else capacity)
-
-    def make_exactly() -> ShardedPlan:
-        plan = make(bound if capacity is None else capacity)
-        # Without duplicates, a step with the plan needs no conditional.
-        flags = [placement.unique for placement in placements_of(plan.union) if placement.unique is not None]
-        if all_in_all_shards(layout, flags):
-            plan = dataclasses.replace(plan, union=settle(plan.union, lambda _: True))
-        return plan if capacity is not None else _cut_plan(layout, exact_capacity(layout, plan.nnz), plan)
-
-    return _validation.call_concretely(make_exactly)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _unite(
-    layout: Layout,
-    capacity: int,
-    canonical: bool,
-    row_starts: tuple[jax.Array, ...],
-    indices: tuple[jax.Array, ...],
-) -> ShardedPlan:
-    def unite_shard(row_starts: tuple[jax.Array, ...], indices: tuple[jax.Array, ...]) -> Any:
-        space = space_of(layout.shape, indices[0].dtype)
-        operands, joined = join(indices, canonical)
-        rows, union = unite_patterns(Form.of_traced(capacity, canonical, joined), space, operands)
-        sound = jnp.ones_like(union.nnz, bool) if canonical else is_sound(layout, row_starts, indices)
-        return rows, jax.tree.map(lambda leaf: leaf[None], (union, sound))
-
-    rows, (union, sound) = on_shards(layout, unite_shard, row_starts, indices)
-    return ShardedPlan(rows, row_starts[0], union, sound, *layout)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _cut_plan(layout: Layout, capacity: int, plan: ShardedPlan) -> ShardedPlan:
-    """The same plan with fewer slots in each shard, which must hold all of its entries."""
-    union = jax.vmap(lambda union: truncate(union, capacity))(plan.union)
-    return dataclasses.replace(plan, indices=cut(layout, capacity, plan.indices), union=union)
-
-
-@jax.jit
-def add_planned(plan: ShardedPlan, values: tuple[jax.Array, ...]) -> jax.Array:
-    def add_shard(_: None, sharded: Any) -> jax.Array:
-        (union, sound), values = sharded
-        union, sound = jax.tree.map(lambda leaf: leaf[0], (union, sound))
-        return poison_unless(sound, add_values(union, values))
-
-    layout = Layout(plan.shape, plan.mesh, plan.axis)
-    total: jax.Array = on_shards(layout, add_shard, None, ((plan.union, plan.sound), values))
-    return total
+    layout, starts, indices = common_pattern(named, alike=True)
+    pattern = _engine.plan(layout, room, order, starts, indices)
+    return ShardedPlan(pattern.indices, starts[0], pattern.union, pattern.sound, layout)

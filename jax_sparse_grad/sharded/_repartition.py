@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,17 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys, _validation
-from jax_sparse_grad._buckets import bucket
-from jax_sparse_grad._checks import guard
+from jax_sparse_grad._eager import bucket, call_concretely, is_concrete
+from jax_sparse_grad._engine import Total
 from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._primitives import NONE, at, gather, scatter
-from jax_sparse_grad._tree import Placement, Union, pick_rows
+from jax_sparse_grad._tree import Placement, UnionTree, pick_rows
 from jax_sparse_grad._types import RowStarts
 from jax_sparse_grad.sharded._balance import as_row_starts, balanced_row_starts
-from jax_sparse_grad.sharded._guards import check_capacity, common_layout, guard_capacity, guard_rows
+from jax_sparse_grad.sharded._guards import check_capacity, check_rows
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, replicate
 from jax_sparse_grad.sharded._operand import RowSharded
+from jax_sparse_grad.sharded._validation import as_capacity, common_layout
 
 
 def repartition(
@@ -77,58 +78,48 @@ def repartition(
     """
     if not isinstance(x, RowSharded):
         raise TypeError(f"`x` must be a `RowSharded`, got {_validation.kind_of(x)}; `partition` makes one")
-    size = _validation.as_capacity(capacity)
+    room = as_capacity(capacity)
     layout = common_layout({"x": x})
     if row_starts is None:
-        if not _validation.is_concrete(x.indices, x.row_starts, x.nnz):
+        if not is_concrete(x.indices, x.row_starts, x.nnz):
             raise TypeError("`row_starts` must be given if `x` is traced; choose them outside of `jit`")
         row_starts = balanced_row_starts(dataclasses.replace(x, data=x.indices))
     indices = _validation.as_integers("x.indices", x.indices)
     data = _validation.as_numeric("x.data", x.data)
-    if _validation.is_concrete(row_starts) or isinstance(row_starts, RowSharded):
+    if is_concrete(row_starts) or isinstance(row_starts, RowSharded):
         row_starts = as_row_starts(row_starts, layout.shape[0], layout.shards).astype(indices.dtype)
-        concrete = _validation.is_concrete(indices)
+        concrete = is_concrete(indices)
         starts = replicate(x.mesh, row_starts) if concrete else jnp.asarray(row_starts)
     else:
         concrete = False
-        starts = _guard_starts(layout, _validation.as_integers("row_starts", row_starts)).astype(indices.dtype)
+        starts = _validation.as_integers("row_starts", row_starts).astype(indices.dtype)
+        if starts.shape != (layout.shards + 1,):
+            raise ValueError(f"`row_starts` must have shape {(layout.shards + 1,)}; got {starts.shape}")
     if concrete:
-        flows = _validation.call_concretely(lambda: _checked_flows(layout, starts, indices))
-        size = max(1, int(flows.sum(axis=0).max())) if size is None else size
-        check_capacity(size, flows.sum(axis=0))
+        flows = call_concretely(lambda: _checked_flows(layout, starts, indices))
+        room = max(1, int(flows.sum(axis=0).max())) if room is None else room
+        check_capacity(room, flows.sum(axis=0))
         block = bucket(int((flows - np.diag(flows.diagonal())).max()))  # rounded up, or each flow would be compiled for
     else:
-        indices = guard_rows(layout, "x", None, indices)
-        size = x.capacity if size is None else size
+        room = x.capacity if room is None else room
         block = x.capacity
-    move = partial(_move, layout, Route(layout.axis, layout.shards, layout.shape, size, block), starts)
-    if concrete and _validation.is_concrete(data):
-        rows, values, nnz = _validation.call_concretely(lambda: move(indices, data))
-    else:
-        rows, values, nnz = move(indices, data)
-    if not concrete:
-        rows = guard_capacity(rows, layout, nnz, size, layout.shards * x.capacity)
-    return RowSharded(values, rows, starts, nnz, x.shape, x.mesh, x.axis)
 
+    def move() -> Total:
+        return _move(Route(layout, room, block), starts, indices, data)
 
-def _guard_starts(layout: Layout, starts: jax.Array) -> jax.Array:
-    if starts.shape != (layout.shards + 1,):
-        raise ValueError(f"`row_starts` must have shape {(layout.shards + 1,)}; got {starts.shape}")
-    n_rows = np.asarray(layout.shape[0], starts.dtype)
-    ok = (starts[0] == 0) & (starts[-1] == n_rows) & jnp.all(starts[1:] >= starts[:-1])
-    message = f"`row_starts` must ascend from 0 to {layout.shape[0]}, the number of rows; got {{starts}}"
-    return guard(starts, ok, message, starts=starts)
+    moved = call_concretely(move) if concrete and is_concrete(data) else move()
+    return RowSharded(moved.values, moved.indices, starts, moved.nnz, layout, x.dense_shape)
 
 
 def _checked_flows(layout: Layout, row_starts: jax.Array, indices: jax.Array) -> np.ndarray:
     """How many entries go from which shard (row) to which (column), on condition that all lie in the shape."""
-    guard_rows(layout, "x", None, indices)
+    check_rows(layout, "x", None, indices)
     return np.asarray(_flows(layout, row_starts, indices))
 
 
 @partial(jax.jit, static_argnums=0)
 def _flows(layout: Layout, row_starts: jax.Array, indices: jax.Array) -> jax.Array:
-    def count(row_starts: jax.Array, rows: jax.Array) -> Any:
+    def count(row_starts: jax.Array, rows: jax.Array) -> jax.Array:
         counts = jnp.zeros(layout.shards + 1, jnp.int32)
         counts = counts.at[destinations(row_starts, rows, layout.shape)].add(1)
         return from_all_shards(layout, counts[:-1])
@@ -136,30 +127,24 @@ def _flows(layout: Layout, row_starts: jax.Array, indices: jax.Array) -> jax.Arr
     return on_shards(layout, count, row_starts, indices, replicated_result=True)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _move(
-    layout: Layout, route: Route, row_starts: jax.Array, indices: jax.Array, values: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    def move(row_starts: jax.Array, shard: tuple[jax.Array, jax.Array]) -> Any:
+@partial(jax.jit, static_argnums=0)
+def _move(route: Route, row_starts: jax.Array, indices: jax.Array, values: jax.Array) -> Total:
+    def move(row_starts: jax.Array, shard: tuple[jax.Array, jax.Array]) -> Total:
         rows, moved, nnz = exchange(route, row_starts, *shard)
-        return rows, moved, nnz[None]
+        return Total(rows, moved, nnz[None])
 
-    return on_shards(layout, move, row_starts, (indices, values))
+    return on_shards(route.layout, move, row_starts, (indices, values))
 
 
 class Route(NamedTuple):
     """What is static in an exchange.
 
-    axis: the mesh axis, or axes, over which rows are spread.
-    shards: their number.
-    shape: the sparse shape.
+    layout: of the operand.
     capacity: the number of elements that a shard has room for afterwards.
     block: the number of entries that a shard has room to send to any single other shard.
     """
 
-    axis: str | tuple[str, ...]
-    shards: int
-    shape: tuple[int, ...]
+    layout: Layout
     capacity: int
     block: int
 
@@ -171,23 +156,22 @@ def destinations(row_starts: jax.Array, indices: jax.Array, shape: tuple[int, ..
     return jnp.where(_keys.is_entry(indices, shape), shard, shards)
 
 
-def exchange(
-    route: Route, row_starts: jax.Array, indices: jax.Array, values: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def exchange(route: Route, row_starts: jax.Array, indices: jax.Array, values: jax.Array) -> Total:
     """The index rows and values, from all shards, that lie in this shard's range of rows, and their true number."""
-    own = lax.axis_index(route.axis)
-    departure = _depart(route, own, destinations(row_starts, indices, route.shape))
+    axis, shape = route.layout.axis, route.layout.shape
+    own = lax.axis_index(axis)
+    departure = _depart(route, own, destinations(row_starts, indices, shape))
 
     def send(blocks: jax.Array) -> jax.Array:
-        return lax.all_to_all(blocks, route.axis, split_axis=0, concat_axis=0, tiled=True)
+        return lax.all_to_all(blocks, axis, split_axis=0, concat_axis=0, tiled=True)
 
     leaving = departure.placement
-    received = send(pick_rows([indices], [leaving.sources], route.shape))
-    received_values = send(add_values(Union(departure.leaving, (None,), (leaving,)), (values,)))
+    received = send(pick_rows([indices], [leaving.sources], shape))
+    received_values = send(add_values(UnionTree(departure.leaving, (None,), (leaving,)), (values,)))
     union = _arrive(route, own, departure, received)
     sources = [placement.sources for placement in union.placements]
-    moved = pick_rows([received, indices], sources, route.shape)
-    return moved, add_values(union, (received_values, values)), union.nnz
+    moved = pick_rows([received, indices], sources, shape)
+    return Total(moved, add_values(union, (received_values, values)), union.nnz)
 
 
 class _Departure(NamedTuple):
@@ -205,43 +189,61 @@ class _Departure(NamedTuple):
 
 
 def _depart(route: Route, own: jax.Array, destination: jax.Array) -> _Departure:
-    size, slots = destination.shape[0], route.shards * route.block
-    (shard,), order = _keys.sort((destination.astype(jnp.uint32),))
-    shard = shard.astype(jnp.int32)
-    first = jnp.searchsorted(shard, jnp.arange(route.shards + 1, dtype=jnp.int32)).astype(jnp.int32)
-    rank = jnp.arange(size, dtype=jnp.int32) - at(first, shard)
-    leaves = (shard != own) & (shard < route.shards) & (rank < route.block)
-    positions = scatter(size, order, jnp.where(leaves, shard * route.block + rank, NONE), fill=NONE)
-    slot = jnp.arange(slots, dtype=jnp.int32)
-    to, rank = slot // route.block, slot % route.block
-    filled = (rank < at(first, to + 1) - at(first, to)) & (to != own)
-    sources = jnp.where(filled, gather(order, at(first, to) + rank, fill=NONE), NONE)
-    staying = at(first, own + 1) - at(first, own)
-    return _Departure(Placement(positions, sources), order, at(first, own), staying, first[-1] - staying)
+    """Put the entries that leave into blocks, one for each shard; `destination` is `destinations(...)`."""
+    shards, block, size = route.layout.shards, route.block, destination.shape[0]
+
+    # 1. Sort by destination. Then entries `begin[s] ... begin[s + 1] - 1` of `order` are those for shard s, and entry k
+    #    of `order` is number `within[k]` of those with its destination. Padding, for no shard, comes last.
+    (sorted_destination,), order = _keys.sort((destination.astype(jnp.uint32),))
+    to = sorted_destination.astype(jnp.int32)
+    begin = jnp.searchsorted(to, jnp.arange(shards + 1, dtype=jnp.int32)).astype(jnp.int32)
+    within = jnp.arange(size, dtype=jnp.int32) - at(begin, to)
+
+    # 2. Give each entry that leaves, and finds room, its slot in the block of its destination: `positions`.
+    leaves = (to != own) & (to < shards) & (within < block)
+    positions = scatter(size, order, jnp.where(leaves, to * block + within, NONE), fill=NONE)
+
+    # 3. The same from the side of the slots: `sources`. The block for the shard itself stays empty.
+    slot = jnp.arange(shards * block, dtype=jnp.int32)
+    shard, place = slot // block, slot % block
+    filled = (place < at(begin, shard + 1) - at(begin, shard)) & (shard != own)
+    sources = jnp.where(filled, gather(order, at(begin, shard) + place, fill=NONE), NONE)
+
+    # 4. What stays is the part of `order` for this shard.
+    staying = at(begin, own + 1) - at(begin, own)
+    return _Departure(Placement(positions, sources), order, at(begin, own), staying, begin[-1] - staying)
 
 
-def _arrive(route: Route, own: jax.Array, departure: _Departure, received: jax.Array) -> Union:
+def _arrive(route: Route, own: jax.Array, departure: _Departure, received: jax.Array) -> UnionTree:
     """The union of the received blocks and of the shard's own entries, in the order of the shards they come from."""
-    size, slots = departure.order.shape[0], received.shape[0]
-    came = _keys.is_entry(received, route.shape).reshape(route.shards, route.block)
+    shards, block, size = route.layout.shards, route.block, departure.order.shape[0]
+
+    # 1. Count what comes from each shard. Then the entries from shard s are to fill the slots from `begin[s]` on.
+    came = _keys.is_entry(received, route.layout.shape).reshape(shards, block)
     counts = jnp.sum(came, axis=1, dtype=jnp.int32)
-    counts = jnp.where(jnp.arange(route.shards) == own, departure.staying, counts)
-    through = jnp.cumsum(counts)
-    before, nnz = through - counts, through[-1]
+    counts = jnp.where(jnp.arange(shards) == own, departure.staying, counts)
+    end = jnp.cumsum(counts)
+    begin, nnz = end - counts, end[-1]
 
-    place = jnp.arange(route.capacity, dtype=jnp.int32)
-    source = jnp.searchsorted(through, place, side="right").astype(jnp.int32)
-    rank = place - at(before, source)
-    kept, filled = source == own, place < nnz
-    from_blocks = jnp.where(filled & ~kept, source * route.block + rank, NONE)
-    from_own = jnp.where(filled & kept, gather(departure.order, departure.first_staying + rank, fill=NONE), NONE)
+    # 2. For each slot, from which shard its entry comes, and where it stands in what that shard sent: two `sources`.
+    slot = jnp.arange(route.capacity, dtype=jnp.int32)
+    origin = jnp.searchsorted(end, slot, side="right").astype(jnp.int32)
+    place = slot - at(begin, origin)
+    stayed, filled = origin == own, slot < nnz
+    from_blocks = jnp.where(filled & ~stayed, origin * block + place, NONE)
+    own_entry = gather(departure.order, departure.first_staying + place, fill=NONE)
+    from_own = jnp.where(filled & stayed, own_entry, NONE)
 
-    slot = jnp.arange(slots, dtype=jnp.int32)
-    source, rank = slot // route.block, slot % route.block
-    blocks_to = jnp.where(came.reshape(-1), at(before, source) + rank, NONE)
-    entry = jnp.arange(size, dtype=jnp.int32) - departure.first_staying
-    stays = (entry >= 0) & (entry < departure.staying)
-    own_to = jnp.where(stays, at(before, own) + entry, NONE)
-    own_to = scatter(size, departure.order, own_to, fill=NONE)
+    # 3. For each received entry its slot: `positions` of the blocks.
+    received_slot = jnp.arange(shards * block, dtype=jnp.int32)
+    sender, sent_place = received_slot // block, received_slot % block
+    blocks_to = jnp.where(came.reshape(-1), at(begin, sender) + sent_place, NONE)
+
+    # 4. For each own entry that stayed its slot: `positions` of the shard itself, first in sorted order.
+    staying_place = jnp.arange(size, dtype=jnp.int32) - departure.first_staying
+    stays = (staying_place >= 0) & (staying_place < departure.staying)
+    sorted_to = jnp.where(stays, at(begin, own) + staying_place, NONE)
+    own_to = scatter(size, departure.order, sorted_to, fill=NONE)
+
     placements = Placement(blocks_to, from_blocks), Placement(own_to, from_own)
-    return Union(nnz, (None, None), placements)
+    return UnionTree(nnz, (None, None), placements)

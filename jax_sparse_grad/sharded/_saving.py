@@ -10,7 +10,19 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jax_sparse_grad.sharded._mesh import from_host
+from jax_sparse_grad.sharded._mesh import Layout, from_host
+
+
+def describe_layout(layout: Layout) -> dict[str, Any]:
+    """What `layout_of` makes the layout from again."""
+    return {"shape": list(layout.shape), "mesh": describe_mesh(layout.mesh), "axis": layout.axis}
+
+
+def layout_of(description: dict[str, Any]) -> Layout:
+    """The layout of what lay on devices with the same ids."""
+    axis = description["axis"]
+    axis = axis if isinstance(axis, str) else tuple(axis)
+    return Layout(tuple(description["shape"]), mesh_of(description["mesh"]), axis)
 
 
 def describe_mesh(mesh: Mesh) -> dict[str, Any]:
@@ -66,12 +78,12 @@ class Savable:
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    mesh: Mesh
+    layout: Layout
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "mesh"}
-        saved = jax.tree.map(lambda leaf: _to_host(type(self).__name__, self.mesh, leaf), fields)
-        return _restore, (type(self), describe_mesh(self.mesh), saved)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "layout"}
+        saved = jax.tree.map(lambda leaf: _to_host(type(self).__name__, self.layout.mesh, leaf), fields)
+        return _restore, (type(self), describe_layout(self.layout), saved)
 
     def __copy__(self) -> Self:
         return dataclasses.replace(self)
@@ -99,6 +111,6 @@ def _to_host(name: str, mesh: Mesh, leaf: Any) -> Any:
 
 
 def _restore(kind: type, description: dict[str, Any], saved: dict[str, Any]) -> Any:
-    mesh = mesh_of(description)
-    fields = jax.tree.map(lambda leaf: leaf.on(mesh) if isinstance(leaf, _HostArray) else leaf, saved)
-    return kind(mesh=mesh, **fields)
+    layout = layout_of(description)
+    fields = jax.tree.map(lambda leaf: leaf.on(layout.mesh) if isinstance(leaf, _HostArray) else leaf, saved)
+    return kind(layout=layout, **fields)

@@ -1,19 +1,59 @@
-"""Concrete arrays of any length with few compilations: lengths are rounded up to buckets, and results cut afterwards.
+"""What concrete calls need: a way out of traces, and few compilations for arrays of any length.
 
 A compiled function serves one length. Eager calls bring a new one every time, and compiling takes a thousand times as
-long as adding. Padding is valid input, so one function can serve a whole bucket.
+long as adding. So lengths are rounded up to buckets, and results are cut afterwards: padding is valid input, and one
+function can serve a whole bucket.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+T = TypeVar("T")
+
 SMALLEST = 2048  # a call costs nearly the same at any smaller length
 FINE = 8192  # above this, time matters more than compilations: two buckets for each power of two
 SHARED = 16  # operands up to so many times shorter than the longest share its bucket, to avoid a program for each pair
+
+
+def is_concrete(*trees: Any) -> bool:
+    """Whether no leaf of the trees is a tracer, so that values can be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def call_concretely(function: Callable[[], T]) -> T:
+    """`function()`, which computes with concrete arrays, as if outside of any trace.
+
+    While JAX traces, it stages even concrete arrays. (`jax.ensure_compile_time_eval` would also execute whatever is
+    traced in the meantime one operation at a time, and compile each of them.)
+    """
+    with jax.core.eval_context(), jax.disable_jit(False), own_transfers():  # compiled calls may be given numpy arrays
+        return function()
+
+
+@contextlib.contextmanager
+def own_transfers() -> Iterator[None]:
+    """A context in which data may pass through numpy even under `jax.transfer_guard("disallow")`.
+
+    That setting is meant to catch transfers that the user did not intend; "disallow_explicit" bars all transfers, these
+    too.
+    """
+    with contextlib.ExitStack() as stack:
+        for direction in ("host_to_device", "device_to_host", "device_to_device"):
+            if getattr(jax.config, f"jax_transfer_guard_{direction}") == "disallow":
+                stack.enter_context(getattr(jax, f"transfer_guard_{direction}")("allow"))
+        yield
+
+
+def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]:
+    """A context in which functions of concrete arrays stay concrete, also inside `jit` (indices closed over)."""
+    return jax.ensure_compile_time_eval() if is_concrete(*trees) else contextlib.nullcontext()
 
 
 def bucket(size: int) -> int:
@@ -65,3 +105,15 @@ def is_on_host(array: Any) -> bool:
     if default is None or isinstance(default, str):  # the name of a platform
         default = jax.local_devices(backend=default)[0]
     return array.devices() == {default} and default.platform == "cpu"
+
+
+def in_buckets(function: Callable[..., jax.Array], axis: int, *arrays: jax.Array) -> jax.Array:
+    """`function` of concrete arrays, which works row by row along an axis; compiled for few lengths."""
+    size = arrays[0].shape[axis]
+
+    def call() -> jax.Array:
+        result = function(*(resize(array, bucket(size), 0, axis) for array in arrays))
+        cut: jax.Array = jax.device_put(resize(result, size, 0, axis))
+        return cut
+
+    return call_concretely(call)

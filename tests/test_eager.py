@@ -8,13 +8,13 @@ from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
 from compilations import compilations_of
-from jax_sparse_grad import _buckets
+from jax_sparse_grad import _eager
 from samples import random_coo, to_dense, union_indices
 
 
 def test_few_buckets_hold_all_sizes():
     sizes = np.unique(np.concatenate([np.arange(3000), np.geomspace(3000, 2**31 - 1, 5000).astype(int)]))
-    lengths = [_buckets.bucket(int(size)) for size in sizes]
+    lengths = [_eager.bucket(int(size)) for size in sizes]
     assert all(length >= size for length, size in zip(lengths, sizes, strict=True))
     assert all(length <= 1.5 * size + 1 for length, size in zip(lengths, sizes, strict=True) if size > 8192)
     assert lengths == sorted(lengths)
@@ -22,20 +22,20 @@ def test_few_buckets_hold_all_sizes():
 
 
 def test_operands_share_the_bucket_of_the_longest_unless_they_are_much_shorter():
-    assert _buckets.buckets([9000, 3000]) == [12288, 12288]
-    assert _buckets.buckets([10**6, 100]) == [2**20, 2048]
+    assert _eager.buckets([9000, 3000]) == [12288, 12288]
+    assert _eager.buckets([10**6, 100]) == [2**20, 2048]
 
 
 @pytest.mark.parametrize("size", [0, 2, 3, 5])
 def test_resize_cuts_or_fills(size):
     array = jnp.array([[1, 2], [3, 4], [5, 6]])
-    resized = _buckets.resize(array, size, (7, 8))
+    resized = _eager.resize(array, size, (7, 8))
     np.testing.assert_array_equal(resized, np.array([[1, 2], [3, 4], [5, 6], [7, 8], [7, 8]])[:size])
 
 
 def test_arrays_on_another_device_stay_there():
     array = jax.device_put(jnp.arange(3), jax.devices()[1])
-    assert _buckets.resize(array, 5, 0).devices() == {jax.devices()[1]}
+    assert _eager.resize(array, 5, 0).devices() == {jax.devices()[1]}
 
 
 def draw(rng, shape, count):
