@@ -409,7 +409,7 @@ def _add(
     mesh = explicit_mesh(given)
     if mesh is None:
         return _add_operands(names, given, nse, order, remove_zeros)
-    treedef: jax.tree_util.PyTreeDef | None = None
+    treedef = jax.tree.structure(None)
 
     def parts_of_sum(given: tuple[Sequence[Operand], Sequence[Scale]]) -> list[jax.Array]:
         nonlocal treedef

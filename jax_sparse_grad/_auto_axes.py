@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
 
-from jax_sparse_grad._eager import call_concretely
+from jax_sparse_grad._eager import call_concretely, is_concrete
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +32,8 @@ def on_auto_axes(function: Callable[P, R]) -> Callable[P, R]:
         mesh = explicit_mesh((args, keywords))
         if mesh is None:
             return function(*args, **keywords)
-        return call_on_auto_axes(lambda tree: function(*tree[0], **tree[1]), (args, keywords), mesh, PartitionSpec())
+        untyped: Callable[..., R] = function  # type checkers cannot know what a tree holds
+        return call_on_auto_axes(lambda tree: untyped(*tree[0], **tree[1]), (args, keywords), mesh, PartitionSpec())
 
     return call
 
@@ -58,8 +60,8 @@ def call_on_auto_axes(function: Callable[[Any], Any], tree: Any, mesh: AbstractM
     """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_iterator)
     # Concrete leaves must stay concrete, so that sums get their exact length: they do not go through the trace.
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    through = [k for k, leaf in enumerate(leaves) if isinstance(leaf, jax.core.Tracer if traced else jax.Array)]
+    traced = not is_concrete(leaves)
+    through = [k for k, leaf in enumerate(leaves) if (not is_concrete(leaf) if traced else isinstance(leaf, jax.Array))]
     fixed = leaves if not traced else call_concretely(lambda: [_switch(leaf) for leaf in leaves])
 
     def call(*arrays: jax.Array) -> Any:
@@ -73,13 +75,13 @@ def call_on_auto_axes(function: Callable[[Any], Any], tree: Any, mesh: AbstractM
 
 def _switch(leaf: Any) -> Any:
     """A concrete array, on the same devices but with `Auto` axes; anything else unchanged."""
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    if not is_concrete(leaf) or not isinstance(leaf, jax.Array):
         return leaf
     sharding = leaf.sharding
     if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
         return leaf
     kinds = tuple(AxisType.Auto if kind == AxisType.Explicit else kind for kind in sharding.mesh.axis_types)
-    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names, axis_types=kinds)
+    mesh = Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names, axis_types=kinds)
     return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
 
 

@@ -140,43 +140,51 @@ def _sort_lists(
 ) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
     """The union of one or two lists in any order in `nse` slots, its true length, and where their entries went."""
     sizes = [rows.shape[0] for rows in lists]
+
+    # 1. Sort all keys, stably. Then entry `order[k]` of both lists together is at place k. Equal keys form a run, in which
+    #    the entries of each list stand side by side, in their original order.
     keys = _keys.join(_keys.ravel(rows, space) for rows in lists)
     order = argsort(_keys.digits_of(keys))
     sorted_keys = tuple(word[order] for word in keys)
     starts, padding = _keys.starts_run(sorted_keys), _keys.is_padding(sorted_keys)
+
+    # 2. Number the runs. Then `slots[k]` is the slot of the entry at place k, and `positions` that of each entry.
     slots = jnp.where(padding, NONE, count_before(starts) + starts.astype(jnp.int32) - 1)
     slots = jnp.where(slots < nse, slots, NONE)
     positions = jnp.split(scatter(sum(sizes), order, slots, fill=NONE), sizes[:-1])
 
-    # The sort is stable: entries of one list in one slot stand side by side, in their original order.
+    # 3. Find the first entry of each list in each run. If all are first, no slot has two entries of one list.
     of_second = order >= sizes[0]
     own = (~of_second, of_second)[: len(lists)]
-    entries = (order, order - sizes[0])
     first = tuple(_keys.starts_run_of(mine, starts, padding) for mine in own)
     unique = jnp.all(functools.reduce(jnp.logical_or, first) | padding)
 
-    def place_first(names: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def place_first(numbers: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """For each list and slot the number of the first entry in it."""
         return tuple(
-            scatter(nse, jnp.where(is_first, slots, NONE), name, fill=NONE)
-            for is_first, name in zip(first, names, strict=False)
+            scatter(nse, jnp.where(is_first, slots, NONE), number, fill=NONE)
+            for is_first, number in zip(first, numbers, strict=False)
         )
 
+    # 4. Pick an index row for each slot: that of the first entry of either list.
+    entries = (order, order - sizes[0])
     in_slots = place_first(entries)
     indices = pick_rows(lists, in_slots, space.sizes)
 
+    # 5. Number the sources by entry if all are unique, else by their place in the sorted list: see `Placement`.
     def by_entry() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         return in_slots, tuple(map(iota_like, positions))
 
-    def by_rank() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    def by_place() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         seconds = count_before(of_second)
-        ranks = (iota_like(order) - seconds, seconds)
+        places = (iota_like(order) - seconds, seconds)
         orders = (
-            scatter(size, jnp.where(mine, rank, NONE), entry, fill=NONE)
-            for mine, rank, entry, size in zip(own, ranks, entries, sizes, strict=False)
+            scatter(size, jnp.where(mine, place, NONE), entry, fill=NONE)
+            for mine, place, entry, size in zip(own, places, entries, sizes, strict=False)
         )
-        return place_first(ranks), tuple(orders)
+        return place_first(places), tuple(orders)
 
-    sources, orders = if_all(unique, by_entry, by_rank)
+    sources, orders = if_all(unique, by_entry, by_place)
     placements = tuple(
         Placement(slots_of, entries_of, unique, order_of)
         for slots_of, entries_of, order_of in zip(positions, sources, orders, strict=True)

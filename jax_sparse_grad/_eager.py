@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer, eval_context
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ SHARED = 16  # operands up to so many times shorter than the longest share its b
 
 def is_concrete(*trees: Any) -> bool:
     """Whether no leaf of the trees is a tracer, so that values can be looked at."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def call_concretely(function: Callable[[], T]) -> T:
@@ -33,7 +34,7 @@ def call_concretely(function: Callable[[], T]) -> T:
     While JAX traces, it stages even concrete arrays. (`jax.ensure_compile_time_eval` would also execute whatever is
     traced in the meantime one operation at a time, and compile each of them.)
     """
-    with jax.core.eval_context(), jax.disable_jit(False), own_transfers():  # compiled calls may be given numpy arrays
+    with eval_context(), jax.disable_jit(False), own_transfers():  # compiled calls may be given numpy arrays
         return function()
 
 
@@ -97,7 +98,7 @@ def is_on_host(array: Any) -> bool:
     """Whether the array is concrete and lies where numpy can read it and where new arrays are put."""
     if isinstance(array, np.ndarray | np.generic):
         return True
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return False
     if not isinstance(array, jax.Array):  # a constant as jax 0.8 keeps it
         return True

@@ -204,7 +204,7 @@ def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], **parameter
 
 def _zeros_like(array: Any) -> jax.Array:
     """Zeros, made by numpy if they can lie where the array does: that compiles nothing."""
-    if isinstance(array, jax.core.Tracer) or not is_on_host(array):
+    if not is_on_host(array):
         return jnp.zeros_like(array)
     return jax.device_put(np.zeros(array.shape, array.dtype))
 

@@ -62,7 +62,7 @@ class Bitmap(NamedTuple):
     """
 
     words: jax.Array
-    ranks: jax.Array
+    before: jax.Array
 
 
 def merge(a: Keys, b: Keys, nse: int) -> tuple[jax.Array, tuple[Bitmap, Bitmap]]:
@@ -125,11 +125,11 @@ def positions_of(bitmap: Bitmap, size: int, nse: int) -> jax.Array:
         )
 
     # XLA must not know that these are zeros: it would make them once for all lists, and copy them for each.
-    zeros = jnp.broadcast_to(jnp.minimum(bitmap.ranks[0], 0), (size,))
+    zeros = jnp.broadcast_to(jnp.minimum(bitmap.before[0], 0), (size,))
     named = lax.fori_loop(0, blocks, name, zeros) if blocks > 1 else name(jnp.int32(0), zeros)
     last, bits_of_last = (nse - 1) // TILE, (nse - 1) % TILE + 1
     in_last = bitmap.words[last] & np.uint32(2**bits_of_last - 1)
-    stored = bitmap.ranks[last] + _count_bits(in_last)
+    stored = bitmap.before[last] + _count_bits(in_last)
     return jnp.where(jnp.arange(size, dtype=jnp.int32) < stored, named, NONE)
 
 
@@ -222,26 +222,34 @@ def _align(tiles: _Tiles, codes: tuple[jax.Array, jax.Array], nse: int) -> tuple
     A full tile has 16 to 32 outputs: a word gets its bits from at most three tiles, and a tile holds at most one first
     output of a word.
     """
+    # 1. Count. Then tile t writes the outputs `begin[t] ... end[t] - 1`, and all of them are `nnz`.
     outputs = _count_bits(codes[0] | codes[1])
-    through = jnp.cumsum(outputs)
-    nnz, before = through[-1], through - outputs
-    count = _round_up(max(-(-nse // TILE), 1))
-    word = (before + TILE - 1) // TILE
-    holds_first = word * TILE < through
-    tile_ids = jnp.arange(outputs.shape[0], dtype=jnp.int32)
-    tile = scatter(count, jnp.where(holds_first, word, count), tile_ids, fill=0)
-    word = jnp.arange(count, dtype=jnp.int32)
-    skipped = jnp.clip(word * TILE - before[tile], 0, TILE - 1)  # outputs of the tile in earlier words
-    shift = outputs[tile] - skipped
-    next_shift = shift + outputs[tile + 1]
-    in_use = word * TILE < nnz
-    below = (np.uint32(1) << skipped.astype(jnp.uint32)) - np.uint32(1)
+    end = jnp.cumsum(outputs)
+    nnz, begin = end[-1], end - outputs
 
-    def pack(code: jax.Array, begin: jax.Array, end: jax.Array) -> Bitmap:
+    # 2. Find where words begin. Then `tile[w]` is the tile that writes the first output of word w; tile 0 if none does.
+    count = _round_up(max(-(-nse // TILE), 1))
+    next_word = (begin + TILE - 1) // TILE
+    begins_word = next_word * TILE < end
+    numbers = jnp.arange(outputs.shape[0], dtype=jnp.int32)
+    tile = scatter(count, jnp.where(begins_word, next_word, count), numbers, fill=0)
+
+    # 3. Fit the pieces. The first `skipped` outputs of that tile are in earlier words; the next tile goes on at bit
+    #    `next_bit`, and the one after it at `third_bit`.
+    first_output = jnp.arange(count, dtype=jnp.int32) * TILE
+    skipped = jnp.clip(first_output - begin[tile], 0, TILE - 1)
+    next_bit = outputs[tile] - skipped
+    third_bit = next_bit + outputs[tile + 1]
+    in_use = first_output < nnz
+    is_skipped = (np.uint32(1) << skipped.astype(jnp.uint32)) - np.uint32(1)
+
+    # 4. Pack, for each list: the bits of a word, and the number of the list's entries before it. A word that is not in
+    #    use has no bits, and all entries before it.
+    def pack(code: jax.Array, list_begin: jax.Array, list_end: jax.Array) -> Bitmap:
         bits = code[tile] >> skipped.astype(jnp.uint32)
-        bits |= _shift_left(code[tile + 1], shift) | _shift_left(code[tile + 2], next_shift)
-        rank = begin[tile] + _count_bits(code[tile] & below)
-        return Bitmap(jnp.where(in_use, bits, 0), jnp.where(in_use, rank, end[-1]))
+        bits |= _shift_left(code[tile + 1], next_bit) | _shift_left(code[tile + 2], third_bit)
+        before = list_begin[tile] + _count_bits(code[tile] & is_skipped)
+        return Bitmap(jnp.where(in_use, bits, 0), jnp.where(in_use, before, list_end[-1]))
 
     bitmaps = pack(codes[0], tiles.a_begin, tiles.a_end), pack(codes[1], tiles.b_begin, tiles.b_end)
     return nnz, materialise(bitmaps)
@@ -252,9 +260,9 @@ def _expand(bitmap: Bitmap, width: int = 1) -> tuple[jax.Array, jax.Array]:
 
     Each slot stands `width` times in a row, for as many columns.
     """
-    words, ranks = bitmap.words[:, None], bitmap.ranks[:, None]
+    words, before = bitmap.words[:, None], bitmap.before[:, None]
     bit = np.uint32(1) << (_places(words.shape[0], TILE * width) // np.uint32(width))
-    return ranks + _count_bits(words & (bit - np.uint32(1))), (words & bit) != 0
+    return before + _count_bits(words & (bit - np.uint32(1))), (words & bit) != 0
 
 
 def _count_bits(words: jax.Array) -> jax.Array:

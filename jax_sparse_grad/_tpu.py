@@ -201,7 +201,7 @@ def _parts(operands: _List) -> list[_List]:
 def _child(entries: _Sorted, operands: _List, ndim: int, form: Form) -> _Node:
     if len(operands.sizes) > 1:
         return _unite_node(entries, operands, inner_nse(operands.sizes, ndim), ndim, form)[1]
-    (size,) = operands.sizes
+    size = sum(operands.sizes)  # of one operand
     members = entries.members(operands.begin, size)
     return _Node(None, members, entries.first_of(members), entries.order - operands.begin, size)
 
@@ -209,8 +209,8 @@ def _child(entries: _Sorted, operands: _List, ndim: int, form: Form) -> _Node:
 def _place(child: _Node, slots: jax.Array, nse: int) -> Placement:
     """Where the entries of a child are, given the slot of each member in the parent."""
     # Every entry of an operand has its own place here; of a union's, only the first of each run counts.
-    named = child.members if child.union is None else child.first
-    positions = scatter(child.size, _within(named, child.numbers, child.size), slots, fill=NONE)
+    counted = child.members if child.union is None else child.first
+    positions = scatter(child.size, _within(counted, child.numbers, child.size), slots, fill=NONE)
     sources = scatter(nse, jnp.where(child.first, slots, NONE), child.numbers, fill=NONE)
     return Placement(positions, sources)
 
@@ -263,10 +263,10 @@ def locate(rows: Sequence[jax.Array], space: Space | None, then: Callable[[tuple
     words = _keys.words_of(digits, keys[0].dtype)
     starts = _keys.starts_run(words)
     # Entries of the first list come first in each run.
-    named = starts & (order < sizes[0])
+    of_total = starts & (order < sizes[0])
     places = iota_like(order)
-    run_has_one = _latest(starts, places) == _latest(named, places)
-    found = jnp.where(run_has_one & ~_keys.is_padding(words), _latest(named, order), NONE)
+    run_has_one = _latest(starts, places) == _latest(of_total, places)
+    found = jnp.where(run_has_one & ~_keys.is_padding(words), _latest(of_total, order), NONE)
     everywhere = scatter(sum(sizes), order, found, fill=NONE)
     return then(tuple(split_rows(everywhere, sizes)[1:]))
 

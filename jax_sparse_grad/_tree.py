@@ -185,7 +185,7 @@ def skeleton(sizes: tuple[int, ...], ndim: int, form: Form) -> UnionTree:
             inner = inner_nse(part, ndim)
             child = node(part, inner) if len(part) > 1 else None
             children.append(Joined(form.joined) if form.joined is not None else child)
-            placements.append(Placement(of(np.int32, inner if child else part[0]), of(np.int32, nse)))
+            placements.append(Placement(of(np.int32, inner if child else sum(part)), of(np.int32, nse)))
         if form.order is not Order.CANONICAL and None in map(_union_or_none, children):
             placements = [placement._replace(unique=of(bool), order=placement.positions) for placement in placements]
         return UnionTree(of(np.int32), tuple(children), tuple(placements))

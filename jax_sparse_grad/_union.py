@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,9 @@ def _sum_on(platform: Platform, static: _Static, data: Data, values: Values, sep
     return platform.unite(operands, space, roomy, then, carried, tree=needs_tree)
 
 
-def _shapes_of_sum(static: _Static, data: Data, values: Values) -> tuple[tuple[Any, Any], Any]:
+def _shapes_of_sum(
+    static: _Static, data: Data, values: Values
+) -> tuple[tuple[jax.ShapeDtypeStruct, UnionTree], jax.ShapeDtypeStruct | None]:
     form = static.form
     _, operands, _ = data
     ndim = operands[0].shape[1]

@@ -88,7 +88,7 @@ def as_nse(nse: Any, name: str = "nse") -> int | None:
     nse = unwrap(nse)
     if nse is None:
         return None
-    if isinstance(nse, jax.core.Tracer):
+    if not is_concrete(nse):
         raise TypeError(f"`{name}` must be known while tracing, got a traced array; pass an int or mark it static")
     size = _as_int(nse)
     if size is None:
@@ -101,7 +101,7 @@ def as_nse(nse: Any, name: str = "nse") -> int | None:
 
 def as_flag(name: str, flag: Any) -> bool:
     """A static bool."""
-    if isinstance(flag, jax.core.Tracer):
+    if not is_concrete(flag):
         raise TypeError(f"`{name}` must be a Python bool, got a traced array; mark it static")
     if not isinstance(flag, bool | np.bool_):
         raise TypeError(f"`{name}` must be a Python bool, got {flag!r}")
@@ -374,9 +374,7 @@ def _no_common_dtype(names: Sequence[str], arrays: Sequence[jax.Array], kind: st
 def check_devices(names: Sequence[str], arrays: Sequence[jax.Array]) -> None:
     """Check that all concrete arrays that were put on devices are on the same ones."""
     placed = [
-        (name, array)
-        for name, array in zip(names, arrays, strict=True)
-        if not isinstance(array, jax.core.Tracer) and array.committed
+        (name, array) for name, array in zip(names, arrays, strict=True) if is_concrete(array) and array.committed
     ]
     for name, array in placed[1:]:
         first_name, first = placed[0]
@@ -498,7 +496,7 @@ def cast(array: jax.Array, dtype: Any) -> jax.Array:
 def as_thresh(thresh: Any) -> jax.Array:
     """A real scalar threshold: exact for every number that a supported dtype can reach, infinite above all of these."""
     thresh = unwrap(thresh)
-    if isinstance(thresh, jax.core.Tracer):
+    if isinstance(thresh, jax.Array) and not is_concrete(thresh):
         _check_thresh(thresh)
         return as_array("thresh", thresh)
     if isinstance(thresh, int) and not isinstance(thresh, bool):

@@ -68,14 +68,14 @@ def balanced_row_starts(
             if not is_concrete(operand):
                 raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
             count = operand.shards if count is None else count
-            sample = call_concretely(partial(_sample_rows, operand))
-            rows.append(sample[0].astype(starts_dtype(operand.shape[0])))
+            sample, shape = call_concretely(partial(_sample_rows, operand)), operand.shape
+            rows.append(sample[0].astype(starts_dtype(shape[0])))
             weights.append(sample[1])
         else:
-            indices, _, _ = host_entries(name, operand)
-            rows.append(indices[:, 0].astype(starts_dtype(operand.shape[0])))
+            indices, _, shape = host_entries(name, operand)
+            rows.append(indices[:, 0].astype(starts_dtype(shape[0])))
             weights.append(np.full(len(indices), SAMPLE, np.int64))
-        sizes.append(operand.shape[0])
+        sizes.append(shape[0])
         if sizes[-1] != sizes[0]:
             raise ValueError(f"`{name}` must have as many rows as the first; got {sizes[-1]} and {sizes[0]}")
     if not count:
@@ -91,7 +91,7 @@ def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
 
 @partial(jax.jit, static_argnums=0)
 def _sample(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def sample(_: None, rows: jax.Array) -> Any:
+    def sample(_: None, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         entries = _keys.is_entry(rows, layout.shape)
         nnz = jnp.sum(entries, dtype=jnp.int32)
         # The rows of entries come first, sorted, even if padding lies between them.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +74,7 @@ def _find_bad_entry(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Whether no row is bad, and what to say about the first bad one."""
 
-    def first(row_starts: jax.Array | None, rows: jax.Array) -> Any:
+    def first(row_starts: jax.Array | None, rows: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         bad = is_bad(rows, layout.shape)
         if row_starts is not None:
             bad |= _is_elsewhere(rows, *own_range(layout, row_starts), layout.shape[0])
@@ -111,7 +110,7 @@ def exact_capacity(layout: Layout, nnz: jax.Array) -> int:
 def _fullest(layout: Layout, nnz: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest number of entries in a shard, and which shard that is."""
 
-    def fullest(_: None, nnz: jax.Array) -> Any:
+    def fullest(_: None, nnz: jax.Array) -> tuple[jax.Array, jax.Array]:
         counts = from_all_shards(layout, nnz[0])
         return jnp.max(counts), jnp.argmax(counts)
 

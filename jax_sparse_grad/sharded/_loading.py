@@ -21,6 +21,7 @@ from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._guards import check_capacity
 from jax_sparse_grad.sharded._mesh import (
     Axis,
+    Device,
     Layout,
     count_shards,
     from_all_shards,
@@ -222,9 +223,9 @@ def _index_dtype(loaded: np.dtype, sizes: tuple[int, ...]) -> np.dtype:
     return loaded if max(sizes) <= jnp.iinfo(loaded).max else _containers.index_dtype(sizes)
 
 
-def _local_shards(mesh: Mesh, axis: Axis) -> dict[int, list[jax.Device]]:
+def _local_shards(mesh: Mesh, axis: Axis) -> dict[int, list[Device]]:
     """The shards that devices of this process hold, and these devices: several if other axes replicate."""
-    local: dict[int, list[jax.Device]] = {}
+    local: dict[int, list[Device]] = {}
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     for device, index in sharding.addressable_devices_indices_map((count_shards(mesh, axis),)).items():
         local.setdefault(_shard_of(index), []).append(device)
@@ -277,7 +278,7 @@ def _share(layout: Layout, facts: dict[int, tuple[int, ...]]) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0)
 def _replicate_facts(layout: Layout, facts: jax.Array) -> jax.Array:
-    def share(_: None, mine: jax.Array) -> Any:
+    def share(_: None, mine: jax.Array) -> jax.Array:
         return from_all_shards(layout, mine[0])
 
     return on_shards(layout, share, None, facts, replicated_result=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 Axis = str | tuple[str, ...]
+Device = Any  # `jax.Device` is no type to every checker
 
 
 class Layout(NamedTuple):
@@ -57,7 +58,7 @@ def from_host(
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def put(array: np.ndarray, device: jax.Device) -> jax.Array:
+def put(array: np.ndarray, device: Device) -> jax.Array:
     """The array on a device, concrete inside `jit` too."""
     with jax.ensure_compile_time_eval():
         return jax.device_put(array, device)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jax_sparse_grad._eager import is_concrete
 from jax_sparse_grad.sharded._mesh import Layout, from_host
 
 
@@ -94,7 +95,7 @@ class Savable:
 
 
 def _to_host(name: str, mesh: Mesh, leaf: Any) -> Any:
-    if isinstance(leaf, jax.core.Tracer):
+    if not is_concrete(leaf):
         raise TypeError(f"a `{name}` must be concrete to be pickled, got a traced array; pickle it outside of `jit`")
     if not isinstance(leaf, jax.Array):
         return leaf
