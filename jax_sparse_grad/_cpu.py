@@ -141,8 +141,8 @@ def _sort_lists(
     """The union of one or two lists in any order in `nse` slots, its true length, and where their entries went."""
     sizes = [rows.shape[0] for rows in lists]
 
-    # 1. Sort all keys, stably. Then entry `order[k]` of both lists together is at place k. Equal keys form a run, in which
-    #    the entries of each list stand side by side, in their original order.
+    # 1. Sort all keys, stably. Then entry `order[k]` of both lists together is at place k. In a run of equal keys, the
+    #    entries of each list stand side by side, in their original order.
     keys = _keys.join(_keys.ravel(rows, space) for rows in lists)
     order = argsort(_keys.digits_of(keys))
     sorted_keys = tuple(word[order] for word in keys)

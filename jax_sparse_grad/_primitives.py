@@ -33,8 +33,8 @@ def vary_alike(tree: T) -> T:
     """The same arrays, all varying over the mesh if one of them does under `shard_map`; elsewhere unchanged.
 
     `shard_map` demands of both branches of a conditional, of a loop's carry and of a cotangent that they vary alike.
-    It adds marks itself between the operands of one operation, but not there. `check_vma=False` would spare them, but is
-    the caller's to give, and without marks JAX does not know which cotangents to sum over devices.
+    It adds marks itself between the operands of one operation, but not there. `check_vma=False` would spare them, but
+    is the caller's to give, and without marks JAX does not know which cotangents to sum over devices.
     """
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
     if not axes:

@@ -9,7 +9,6 @@ import pytest
 from jax.experimental import checkify
 
 import jax_sparse_grad as jsg
-from jax_sparse_grad._checks import guard, join_errors
 from samples import random_coo
 
 pytestmark = pytest.mark.usefixtures("merges")
@@ -102,54 +101,3 @@ def test_without_checkify_nothing_is_paid(pair):
     for word in ("callback", "assert", "custom_call"):
         assert word not in text
     assert np.all(np.isnan(jax.jit(planned(nse=3))(*pair)))
-
-
-class TestErrorsOfSeveralDevices:
-    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def shard(self, function):
-        spec = jax.sharding.PartitionSpec("rows")
-        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=spec, out_specs=spec)
-        return lambda x: join_errors(mapped(join_errors(x)))
-
-    def checked(self, x, name):
-        return guard(x, jnp.all(x < 9), f"`{name}` must be below 9; got {{x}}", x=x)
-
-    def error_of(self, function, x):
-        error, _ = checkify.checkify(jax.jit(function), errors=checkify.user_checks)(x)
-        return error.get()
-
-    def test_one_error_is_left_of_them_however_many_maps_it_has_passed(self):
-        double = self.shard(lambda x: 2 * x)
-
-        def function(x):
-            for name in "abcd":
-                x = double(self.checked(x, name))
-            return x
-
-        assert self.error_of(function, jnp.zeros(4, jnp.int32)) is None
-        message = self.error_of(function, jnp.array([0, 1, 3, 2]))
-        assert message.startswith("`c` must be below 9; got [ 0  4 12  8]")
-        assert "\n" not in message
-
-    def test_the_first_device_that_raises_one_is_heard(self):
-        def check(x):
-            checkify.check(x[0] < 9, "must be below 9; got {x}", x=x[0])
-            return x
-
-        def function(x):
-            return self.checked(self.shard(check)(x) * 0, "x")
-
-        assert self.error_of(function, jnp.arange(4)) is None
-        assert self.error_of(function, jnp.array([1, 11, 2, 12])).startswith("must be below 9; got 11")
-
-    def test_it_is_the_identity_to_all_others(self):
-        x = jnp.arange(4.0)
-        primal, tangent = jax.jvp(join_errors, (x,), (2 * x,))
-        np.testing.assert_array_equal(primal, x)
-        np.testing.assert_array_equal(tangent, 2 * x)
-        np.testing.assert_array_equal(jax.vjp(join_errors, x)[1](3 * x)[0], 3 * x)
-        np.testing.assert_array_equal(jax.vmap(join_errors)(x), x)
-        tree = {"a": x, "b": (jnp.arange(2), None)}
-        assert jax.tree.structure(join_errors(tree)) == jax.tree.structure(tree)
-        assert "custom_call" not in jax.jit(join_errors).lower(x).as_text()

@@ -101,7 +101,7 @@ def test_what_is_written_can_be_read_by_eye(plan, operands):
 def test_what_a_later_version_adds_is_named(plan):
     written = export.export(jax.jit(lambda plan: plan))(plan).serialize()
     later = written.replace(b'{"shape"', b'{"shale"')
-    with pytest.raises(ValueError, match=r"this SparseAddPlan is of a later version .*, which has \['shale'\]"):
+    with pytest.raises(ValueError, match=r"this SparseAddPlan is of another version .*, which has \['shale'\]"):
         export.deserialize(bytearray(later))
 
 

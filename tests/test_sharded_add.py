@@ -1,5 +1,6 @@
 """Sums of row-sharded operands and their gradients against dense numpy and a single device; what they communicate."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from jax.experimental import checkify
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
@@ -220,10 +221,8 @@ class TestCommunication:
         ones = jax.device_put(jnp.ones(len(x.data)), x.data.sharding)
         assert collectives_in(lambda u, x, y: jax.vjp(lambda u: first(u, x, y), u)[1](ones), x.data, x, y) == []
 
-    def test_checks_communicate_under_checkify_only(self, in_order):
-        add = partial(add_in_order, capacity=40)
-        assert collectives_in(add, *in_order) == []
-        assert collectives_in(checkify.checkify(add), *in_order) != []
+    def test_not_under_checkify_either(self, in_order):
+        assert collectives_in(checkify.checkify(partial(add_in_order, capacity=40)), *in_order) == []
 
 
 class TestDense:
@@ -336,7 +335,7 @@ class TestFaults:
         x, y = pair
         row = host(x.row_starts)[-2]  # the first of the last shard
         moved = x.indices.at[1].set(jnp.array([row, 0]))
-        bad = sharded.RowSharded(x.data, moved, x.row_starts, x.nnz, x.shape, x.mesh, x.axis)
+        bad = dataclasses.replace(x, indices=moved)
         message = (
             rf"`x.indices` must lie in .* and in shard 0 have rows 0 ... \d+ - 1 .*; entry 1 of shard 0 is \[{row}  0\]"
         )
@@ -350,7 +349,7 @@ class TestFaults:
 
     def test_indices_outside_the_shape(self, pair):
         x, y = pair
-        bad = sharded.RowSharded(x.data, x.indices.at[1, 1].set(-1), x.row_starts, x.nnz, x.shape, x.mesh, x.axis)
+        bad = dataclasses.replace(x, indices=x.indices.at[1, 1].set(-1))
         with pytest.raises(ValueError, match=r"`x.indices` must lie in "):
             sharded.add(bad, y)
         assert not np.any(np.isnan(jax.jit(sharded.add)(bad, y).data))  # counts as padding
@@ -415,49 +414,14 @@ class TestFaults:
             sharded.add(pair[0], np.ones(SHAPE), capacity=3)
 
 
-class TestCheckify:
-    """Errors are named under jit, in one line, through any number of sums and in gradients."""
+def test_checkify_does_not_look_into_sums_and_does_not_disturb_them(matrices):
+    def poisoned(x, y):
+        return sharded.add(sharded.add(x, y, capacity=1), y, capacity=60).data
 
-    CAPACITY = 60  # of all operands, so that one program serves good and bad ones
-
-    def errors_of(self, function, *calls):
-        checked = jax.jit(checkify.checkify(function, errors=checkify.user_checks))
-        return [checked(*arguments)[0].get() for arguments in calls]
-
-    @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-    def test_in_gradients_of_several_sums(self, matrices, axis_type):
-        def loss(u, x, y):
-            total = sharded.add(x.with_data(u), y, assume_canonical=True)
-            return squares(sharded.add(total, y, capacity=self.CAPACITY, assume_canonical=True).data)
-
-        x, y = spread([canonical(x) for x in matrices[:2]], axis_type=axis_type, capacity=self.CAPACITY)
-        starts = host(x.row_starts) + np.array([0, *[1] * 7, 0])
-        elsewhere = sharded.repartition(x, starts, capacity=self.CAPACITY)
-        good, bad = self.errors_of(jax.grad(loss), (x.data, x, y), (elsewhere.data, elsewhere, y))
-        assert good is None
-        assert bad.startswith("`y` must be partitioned as `x`; its row_starts are [")
-        assert "\n" not in bad
-
-    def test_in_a_scan(self, matrices):
-        def accumulate(x, y):
-            def add(total, _):
-                return add_in_order(total, y, capacity=self.CAPACITY), None
-
-            return jax.lax.scan(add, x, None, length=3)[0].data
-
-        full = random_matrix(np.random.default_rng(0), 600)
-        x, y, many = spread([canonical(each) for each in (*matrices[:2], full)], capacity=200)
-        few = sharded.add_n([x], capacity=self.CAPACITY, assume_canonical=True)
-        good, bad = self.errors_of(accumulate, (few, y), (few, many))
-        assert good is None
-        assert bad.startswith("`capacity` must be at least ")
-        assert "in shard" in bad
-
-    def test_of_broken_promises(self, pair, in_order):
-        (good,) = self.errors_of(add_in_order, in_order)
-        (bad,) = self.errors_of(add_in_order, (pair[0], in_order[1]))
-        assert good is None
-        assert bad.startswith("`x` must be sorted and unique, with padding last, in each shard")
+    x, y = spread(matrices[:2])
+    error, total = jax.jit(checkify.checkify(poisoned, errors=checkify.user_checks))(x, y)
+    assert error.get() is None
+    assert np.all(np.isnan(np.asarray(total)))
 
 
 def test_trees_of_a_sum_are_alike(in_order):

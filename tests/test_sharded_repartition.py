@@ -1,10 +1,11 @@
 """Rows move to their shards: by all-to-all forward and backward, and none is lost without a word."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import checkify
 from jax.test_util import check_grads
 
 from jax_sparse_grad import sharded
@@ -53,7 +54,7 @@ def test_by_default_the_load_is_balanced(x):
 def test_rows_that_drifted_come_home(rng, x, balanced):
     # What a traced update of a pattern leaves behind: any row in any shard, padding in between.
     indices = jax.device_put(rng.permutation(host(x.indices)), x.indices.sharding)
-    drifted = sharded.RowSharded(x.data, indices, x.row_starts, x.nnz, x.shape, x.mesh, x.axis)
+    drifted = dataclasses.replace(x, indices=indices)
     for y in (
         sharded.repartition(drifted, balanced),
         jax.jit(lambda drifted: sharded.repartition(drifted, balanced))(drifted),
@@ -102,7 +103,7 @@ def test_moved_operands_can_be_added(rng, matrix, x):
     np.testing.assert_array_equal(dense_of(total(x, y)), dense_of(matrix) + dense_of(other))
 
 
-def test_a_shard_that_overflows_is_poisoned_and_named(x, balanced):
+def test_a_shard_that_overflows_is_named_and_poisoned(x, balanced):
     counts = host(sharded.repartition(x, balanced).nnz)
     capacity = int(counts.max()) - 1
     message = f"`capacity` must be at least {counts.max()}.* in shard {counts.argmax()}; got {capacity}"
@@ -113,8 +114,6 @@ def test_a_shard_that_overflows_is_poisoned_and_named(x, balanced):
     np.testing.assert_array_equal(host(moved.nnz), counts)
     poisoned = [bool(np.isnan(part).all()) for part in np.split(host(moved.data), 8)]
     assert poisoned == (counts > capacity).tolist()
-    error, _ = checkify.checkify(move)(x)
-    assert f"in shard {counts.argmax()}; got {capacity}" in error.get()
 
 
 def test_faults_are_named(x, balanced):
@@ -129,10 +128,6 @@ def test_faults_are_named(x, balanced):
         sharded.repartition(x, balanced[::-1])
     with pytest.raises(ValueError, match=r"`row_starts` must have shape \(9,\); got \(5,\)"):
         jax.jit(sharded.repartition)(x, balanced[:5])
-    error, _ = checkify.checkify(jax.jit(sharded.repartition))(x, balanced[::-1].astype(np.int32))
-    assert "`row_starts` must ascend from 0 to 40" in error.get()
-    bad = sharded.RowSharded(x.data, x.indices.at[3, 1].set(-2), x.row_starts, x.nnz, x.shape, x.mesh, x.axis)
+    bad = dataclasses.replace(x, indices=x.indices.at[3, 1].set(-2))
     with pytest.raises(ValueError, match=r"`x.indices` must lie in .*; entry 3 of shard 0 is \[ *\d+ -2\]"):
         sharded.repartition(bad, balanced)
-    error, _ = checkify.checkify(jax.jit(sharded.repartition))(bad, balanced.astype(np.int32))
-    assert "entry 3 of shard 0 is" in error.get()

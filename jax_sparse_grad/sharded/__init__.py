@@ -37,7 +37,7 @@ Where data lies, and what is communicated:
                                                      replicated
     repartition                                      all-to-all of what moves: of indices and values forward, of the
                                                      cotangent of the values backward
-    eager calls, and checks under `checkify`         a few numbers for each shard, so that all processes raise alike
+    eager calls                                      a few numbers for each shard, so that all processes raise alike
     `x.matrix @ v` and other operations of JAX       as XLA decides: mostly one all-reduce of the result
 
 Several processes (`jax.distributed`) must make the same calls in the same order, as always in JAX. An error in one

@@ -59,8 +59,8 @@ def add(
       TypeError: no operand is a `RowSharded`; one is neither that nor an array; a static argument is traced.
       ValueError: shapes, meshes or axes differ. If they are concrete: `row_starts` differ; indices lie outside the
         shape or the range of their shard; a shard of the sum has more entries than `capacity` (the error says which
-        shard). In a program of several processes, all of them raise. Under `jit` only `checkify` reports the latter.
-        Without it, indices outside the shape count as padding, and a shard that overflows or holds rows of others is
+        shard). In a program of several processes, all of them raise. Under `jit` nothing is raised, not even by
+        `checkify`: indices outside the shape count as padding, and a shard that overflows or holds rows of others is
         poisoned (all shards are, if `row_starts` differ): all its values are NaN, the minimum of a signed, or the
         maximum of an unsigned integer dtype.
 

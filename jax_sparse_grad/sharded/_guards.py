@@ -1,7 +1,7 @@
 """Checks of the data of a sharded sum: errors if they are concrete, and poison if they are traced.
 
-`checkify` does not look into sharded sums: JAX keeps an error for each device, and cannot go on with these. Whether to
-poison a shard is known on its own device, so that no check communicates under `jit`.
+`checkify` does not look into sharded sums: it keeps an error for each device behind a `shard_map`, and JAX cannot check
+anything more with these. Whether to poison a shard is known on its own device, so no check communicates under `jit`.
 """
 
 from __future__ import annotations

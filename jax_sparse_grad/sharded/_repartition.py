@@ -56,7 +56,7 @@ def repartition(
     Raises:
       TypeError: an argument has the wrong type; `row_starts` is not given although indices are traced.
       ValueError: `row_starts` does not ascend from 0 to the number of rows; a shard needs more than `capacity` (the
-        error says which shard); indices lie outside the shape. Under `jit` only `checkify` reports these. Without it,
+        error says which shard); indices lie outside the shape. Under `jit` nothing is raised, not even by `checkify`:
         indices outside the shape are left out, and a shard that overflows is poisoned.
 
     Example:
