@@ -140,20 +140,15 @@ def _sparse_add(form: Form, space: Space, operands: Arrays, values: Arrays, limi
     conditional. A linear map keeps what its transpose and its tangents might need, and takes half as long again to
     compile. The price is forward mode, which JAX bars.
     """
-    return _sum(form, space, operands, values, limit, tree=False)[0]
+    indices, union, total = _union.unite_and_add(form, space, operands, values, limit)
+    return Total(indices, total, union.nnz)
 
 
 def _sparse_add_fwd(
     form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None
 ) -> tuple[Total, UnionTree]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
-    return _sum(form, space, operands, values, limit, tree=True)
-
-
-def _sum(
-    form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None, *, tree: bool
-) -> tuple[Total, UnionTree]:
-    indices, union, total = _union.unite_and_add(form, space, operands, values, limit, tree=tree)
+    indices, union, total = _union.unite_and_add(form, space, operands, values, limit, tree=True)
     return Total(indices, total, union.nnz), union
 
 

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jax_sparse_grad import _validation
 from jax_sparse_grad._types import BCOO, ArrayInput
-from jax_sparse_grad.sharded._mesh import Axis, Layout
-from jax_sparse_grad.sharded._saving import Savable
+from jax_sparse_grad.sharded._mesh import Layout
+from jax_sparse_grad.sharded._saving import OnMesh
 
 
 @partial(
@@ -21,7 +20,7 @@ from jax_sparse_grad.sharded._saving import Savable
     meta_fields=["layout", "dense_shape"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class RowSharded(Savable):
+class RowSharded(OnMesh):
     """A sparse matrix or tensor whose rows (indices of its first dimension) are spread over an axis of a device mesh.
 
     Made by `partition`, `from_shards`, `repartition` and sums. A pytree, of which gradients and optimisers should see
@@ -61,16 +60,6 @@ class RowSharded(Savable):
     def shape(self) -> tuple[int, ...]:
         """The sparse shape, followed by the sizes of the dense dimensions (static)."""
         return self.layout.shape + self.dense_shape
-
-    @property
-    def mesh(self) -> Mesh:
-        """The device mesh (static)."""
-        return self.layout.mesh
-
-    @property
-    def axis(self) -> Axis:
-        """The axis of the mesh, or a tuple of axes (static)."""
-        return self.layout.axis
 
     @property
     def matrix(self) -> BCOO:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import SupportsIndex
 
 import jax
-from jax.sharding import Mesh
 
 from jax_sparse_grad import _validation
 from jax_sparse_grad._tree import UnionTree, entry_counts
@@ -15,9 +14,9 @@ from jax_sparse_grad._types import ArrayInput, Order
 from jax_sparse_grad.sharded import _engine
 from jax_sparse_grad.sharded._engine import Pattern
 from jax_sparse_grad.sharded._guards import common_pattern
-from jax_sparse_grad.sharded._mesh import Axis, Layout
+from jax_sparse_grad.sharded._mesh import Layout
 from jax_sparse_grad.sharded._operand import RowSharded, refuse_unsharded, with_values
-from jax_sparse_grad.sharded._saving import Savable
+from jax_sparse_grad.sharded._saving import OnMesh
 from jax_sparse_grad.sharded._validation import as_capacity
 
 
@@ -27,7 +26,7 @@ from jax_sparse_grad.sharded._validation import as_capacity
     meta_fields=["layout"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ShardedPlan(Savable):
+class ShardedPlan(OnMesh):
     """The symbolic phase of a sum of row-sharded operands: adds their values as often as wanted.
 
     Made by `plan_sparse_add`. A pytree of integer arrays and flags, all sharded over the axis except `row_starts`.
@@ -52,16 +51,6 @@ class ShardedPlan(Savable):
     def shape(self) -> tuple[int, ...]:
         """The sparse shape, a tuple of ints (static)."""
         return self.layout.shape
-
-    @property
-    def mesh(self) -> Mesh:
-        """The device mesh (static)."""
-        return self.layout.mesh
-
-    @property
-    def axis(self) -> Axis:
-        """The axis of the mesh, or a tuple of axes (static)."""
-        return self.layout.axis
 
     @property
     def nnz(self) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_sparse_grad._eager import is_concrete
-from jax_sparse_grad.sharded._mesh import Layout, from_host
+from jax_sparse_grad.sharded._mesh import Axis, Layout, from_host
 
 
 def describe_layout(layout: Layout) -> dict[str, Any]:
@@ -71,8 +71,8 @@ class _HostArray:
         return from_host(mesh, PartitionSpec(*self.spec), self.values.shape, copied)
 
 
-class Savable:
-    """A dataclass of arrays on a mesh. The mesh itself cannot be pickled, because devices belong to the process.
+class OnMesh:
+    """A dataclass of arrays on a mesh, which can be saved although devices belong to the process.
 
     In a pickle, arrays are on the host, and the mesh is described by the ids of its devices, by which it is found
     again.
@@ -80,6 +80,16 @@ class Savable:
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     layout: Layout
+
+    @property
+    def mesh(self) -> Mesh:
+        """The device mesh (static)."""
+        return self.layout.mesh
+
+    @property
+    def axis(self) -> Axis:
+        """The axis of the mesh, or a tuple of axes (static)."""
+        return self.layout.axis
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "layout"}
