@@ -17,25 +17,20 @@ import numpy as np
 
 from jax_sparse_grad._eager import is_concrete
 from jax_sparse_grad._keys import columns_of, is_entry
-from jax_sparse_grad._linear import Map, linear
+from jax_sparse_grad._linear import linear
 from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, map_batches, negative_zero
 from jax_sparse_grad._runs import sum_runs
 from jax_sparse_grad._tree import Placement, UnionTree, entry_counts, settle
 from jax_sparse_grad._xla_cpu import stored
 
 
-def add_values(union: UnionTree, values: tuple[jax.Array, ...]) -> jax.Array:
-    """The sum of values of one dtype, `[nse, *dense]`."""
-    return _add_by(_add_and_store, union, values)
+def add_values(union: UnionTree, values: tuple[jax.Array, ...], *, in_passing: bool = False) -> jax.Array:
+    """The sum of values of one dtype, `[nse, *dense]`.
 
-
-def add_in_passing(union: UnionTree, values: tuple[jax.Array, ...]) -> jax.Array:
-    """The same where the sum is stored anyway, as in a branch of a conditional, or read once."""
-    return _add_by(_add, union, values)
-
-
-def _add_by(add: Map, union: UnionTree, values: tuple[jax.Array, ...]) -> jax.Array:
+    `in_passing` says that it is stored anyway, as in a branch of a conditional, or read once.
+    """
     nse = union.placements[0].sources.shape[0]
+    add = _add if in_passing else _add_and_store
     (total,) = linear(add, _pick, _route_of(union), values, entry_counts(union), ((nse,),))
     return total
 

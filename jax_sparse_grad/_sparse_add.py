@@ -153,7 +153,9 @@ def _sparse_add_fwd(
 
 
 def _sparse_add_bwd(_form: Form, union: UnionTree, cotangent: Total) -> tuple[None, None, Arrays | None, None]:
-    return None, None, _gradients(union, cotangent.values), None
+    if cotangent.values.dtype == jax.dtypes.float0:  # integer values
+        return None, None, None, None
+    return None, None, pick_values(union, cotangent.values), None
 
 
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)
@@ -174,14 +176,10 @@ def _sparse_add_united_fwd(union: UnionTree, values: Arrays) -> tuple[jax.Array,
 
 
 def _sparse_add_united_bwd(union: UnionTree, cotangent: jax.Array) -> tuple[None, Arrays | None]:
-    return None, _gradients(union, cotangent)
+    return None, None if cotangent.dtype == jax.dtypes.float0 else pick_values(union, cotangent)
 
 
 _sparse_add_united.defvjp(_sparse_add_united_fwd, _sparse_add_united_bwd)
-
-
-def _gradients(union: UnionTree, cotangent: jax.Array) -> Arrays | None:
-    return None if cotangent.dtype == jax.dtypes.float0 else pick_values(union, cotangent)  # float0: of integers
 
 
 _DERIVATIVE = Derivative(_unite_and_add, _add_united)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jax_sparse_grad._numeric import add_in_passing
+from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._primitives import NONE
 from jax_sparse_grad._tree import UnionTree
 
 
 def is_kept(union: UnionTree, values: tuple[jax.Array, ...], thresh: jax.Array) -> jax.Array:
     """Which slots do not hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
-    total = add_in_passing(union, values)
+    total = add_values(union, values, in_passing=True)
     a, b = union.placements
     shared = (a.sources != NONE) & (b.sources != NONE)
     dense_axes = tuple(range(1, total.ndim))

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from jax_sparse_grad import _cpu, _gpu, _tpu
 from jax_sparse_grad._keys import Space
-from jax_sparse_grad._numeric import add_in_passing, add_values, poison_overflow
+from jax_sparse_grad._numeric import add_values, poison_overflow
 from jax_sparse_grad._primitives import NONE, iota_like
 from jax_sparse_grad._seam import Seam
 from jax_sparse_grad._threshold import is_kept
@@ -101,7 +101,7 @@ def _sum_on(platform: Platform, static: _Static, data: Data, values: Values, sep
         if not values:
             total = None
         elif total is None or separate or selection is not None:
-            total = add_in_passing(union, values)
+            total = add_values(union, values, in_passing=True)
         else:
             total = poison_overflow(total, union.nnz, sum(rows.shape[0] for rows in operands))
         if not tree:
