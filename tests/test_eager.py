@@ -1,10 +1,11 @@
-"""Lengths for which functions are compiled."""
+"""What concrete calls need: a way out of traces, and lengths for which functions are compiled."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.sparse import BCOO, BCSR
+from jax.sharding import PartitionSpec as P
 
 import jax_sparse_grad as jsg
 from compilations import compilations_of
@@ -36,6 +37,56 @@ def test_resize_cuts_or_fills(size):
 def test_arrays_on_another_device_stay_there():
     array = jax.device_put(jnp.arange(3), jax.devices()[1])
     assert _eager.resize(array, 5, 0).devices() == {jax.devices()[1]}
+
+
+def in_shard_map(function):
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    return jax.shard_map(function, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
+
+
+TRACED = {
+    "jit": jax.jit,
+    "grad": lambda function: jax.grad(lambda x: function(x).sum()),
+    "vmap": jax.vmap,
+    "scan": lambda function: lambda x: jax.lax.scan(lambda _, x: (None, function(x)), None, x)[1],
+    "jit without jit": lambda function: lambda x: _with_disabled_jit(jax.vmap(function), x),
+    "shard_map": in_shard_map,
+    "jit of shard_map": lambda function: jax.jit(in_shard_map(function)),
+}
+
+
+def _with_disabled_jit(function, x):
+    with jax.disable_jit():
+        return function(x)
+
+
+@pytest.mark.parametrize("transform", TRACED.values(), ids=TRACED)
+def test_concrete_calls_leave_every_trace_and_compile_as_a_whole(transform):
+    numbers = np.arange(6, dtype=np.int32)
+    calls = []
+
+    def several(numbers):
+        return jnp.cumsum(jnp.sort(numbers * 3 % 4)) + jnp.max(numbers)
+
+    def function(x):
+        compiled = jax.jit(several)
+        count = compilations_of(lambda: calls.append(_eager.call_concretely(lambda: compiled(numbers))))
+        calls.append(count)
+        return x * 2
+
+    transform(function)(jnp.arange(4.0))
+    total, count = calls[:2]
+    assert _eager.is_concrete(total)
+    np.testing.assert_array_equal(total, np.cumsum(np.sort(numbers * 3 % 4)) + 5)
+    assert count == 1
+
+
+def test_concrete_calls_pass_errors_on():
+    def fail():
+        raise ValueError("as it is")
+
+    with pytest.raises(ValueError, match="as it is"):
+        jax.jit(lambda: _eager.call_concretely(fail))()
 
 
 def draw(rng, shape, count):
