@@ -191,7 +191,7 @@ def _keep(spec: Spec, nse: int, pattern: Pattern, values: Arrays, limit: jax.Arr
     """The pattern of those slots that a limit keeps, in `nse` slots."""
     space = space_of(spec.shape, pattern.indices.dtype)
     if not is_concrete(pattern, values, limit):
-        return _select(nse, space, pattern, values, limit)
+        return _restrict(nse, space, pattern, values, limit)
 
     def keep() -> Pattern:
         groups = entry_counts(pattern.union)
@@ -200,14 +200,14 @@ def _keep(spec: Spec, nse: int, pattern: Pattern, values: Arrays, limit: jax.Arr
             resize(pattern.indices, length, spec.shape), _tree.fit(pattern.union, length, ((length,) for _ in groups))
         )
         padded_values = tuple(resize(array, length, 0) for array in values)
-        indices, union = _select(bucket(nse), space, roomy, padded_values, limit)
+        indices, union = _restrict(bucket(nse), space, roomy, padded_values, limit)
         return jax.device_put(Pattern(resize(indices, nse, spec.shape), _tree.fit(union, nse, iter(groups))))
 
     return call_concretely(keep)
 
 
 @partial(jax.jit, static_argnums=0)
-def _select(nse: int, space: Space, pattern: Pattern, values: Arrays, limit: jax.Array) -> Pattern:
+def _restrict(nse: int, space: Space, pattern: Pattern, values: Arrays, limit: jax.Array) -> Pattern:
     indices, union = pattern
     return Pattern(*_tree.restrict(indices, union, is_kept(union, values, limit), space, nse))
 
@@ -282,13 +282,13 @@ def _pad_located(names: Sequence[str], shape: tuple[int, ...] | None, rows: Arra
 def add_to_dense(spec: Spec, dense: jax.Array, indices: Arrays, values: Arrays) -> jax.Array:
     """A dense array with the values of sparse operands added to it."""
     if not is_concrete(indices):
-        return _numeric.add_to_dense(dense, _guards.guard_operands(spec, indices), values, spec.shape)
+        return _numeric.scatter_add(dense, _guards.guard_operands(spec, indices), values, spec.shape)
     padded, groups = _pad_indices(spec, indices)
     call_concretely(lambda: _guards.check_concrete(spec, indices, padded))
     if is_concrete(values):
         # `jax.transfer_guard("disallow")` requires an explicit transfer of what numpy padded.
         indices, values = jax.device_put((padded, _pad_values(values, padded, groups)))
-    return _numeric.add_to_dense(dense, indices, values, spec.shape)
+    return _numeric.scatter_add(dense, indices, values, spec.shape)
 
 
 # --- Concrete operands ---

@@ -172,7 +172,7 @@ def _sum_duplicates(placement: Placement, values: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=3)
-def add_to_dense(
+def scatter_add(
     dense: jax.Array, indices: tuple[jax.Array, ...], values: tuple[jax.Array, ...], shape: tuple[int, ...]
 ) -> jax.Array:
     """The dense array with values added at indices, rounded once; its transpose is a gather."""

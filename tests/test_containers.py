@@ -704,7 +704,7 @@ class TestDenseOperands:
     @pytest.mark.parametrize(("dtype", "expected"), [(jnp.int4, -7), (jnp.uint4, 9), (jnp.int2, 1), (jnp.uint2, 1)])
     def test_integers_of_less_than_a_byte_wrap(self, dtype, expected):
         rows, ones = jnp.ones((1000, 1), jnp.int32), jnp.ones(1000, jnp.int8).astype(dtype)
-        total = _numeric.add_to_dense(jnp.ones(3, jnp.int8).astype(dtype), (rows,), (ones,), (3,))
+        total = _numeric.scatter_add(jnp.ones(3, jnp.int8).astype(dtype), (rows,), (ones,), (3,))
         assert (total.dtype, total.astype(jnp.int32).tolist()) == (dtype, [1, expected, 1])
 
     def test_they_may_be_nested_lists(self, rng):

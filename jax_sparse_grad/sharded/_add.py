@@ -84,7 +84,7 @@ def add(
 
     Mirrors `jax_sparse_grad.add`.
     """
-    return _add(("x", "y"), (x, y), capacity, assume_canonical)
+    return _add_sharded(("x", "y"), (x, y), capacity, assume_canonical)
 
 
 @overload
@@ -131,10 +131,10 @@ def add_n(
 
     Mirrors `jax_sparse_grad.add_n`.
     """
-    return _add(*name_operands(operands), capacity, assume_canonical)
+    return _add_sharded(*name_operands(operands), capacity, assume_canonical)
 
 
-def _add(
+def _add_sharded(
     names: Sequence[str], operands: Sequence[Any], capacity: SupportsIndex | None, assume_canonical: bool
 ) -> RowSharded | jax.Array:
     room = as_capacity(capacity)

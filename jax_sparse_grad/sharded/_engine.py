@@ -33,7 +33,7 @@ T = TypeVar("T")
 Arrays = tuple[jax.Array, ...]
 
 
-class Pattern(NamedTuple):
+class ShardedPattern(NamedTuple):
     """A sum without values, shard by shard.
 
     indices: `[shards * capacity, ndims]`.
@@ -87,14 +87,14 @@ def _spec(layout: Layout, capacity: int, order: Order) -> Spec:
     return Spec((), layout.shape, capacity, order, strict=False)
 
 
-def plan(layout: Layout, capacity: int | None, order: Order, row_starts: Arrays, indices: Arrays) -> Pattern:
+def plan(layout: Layout, capacity: int | None, order: Order, row_starts: Arrays, indices: Arrays) -> ShardedPattern:
     """The pattern of a sum."""
     bound = most_in_shard(layout, indices)
     room = bound if capacity is None else capacity
     if not is_concrete(row_starts, indices):
         return _unite(layout, room, order, row_starts, indices)
 
-    def plan_exactly() -> Pattern:
+    def plan_exactly() -> ShardedPattern:
         pattern = _unite(layout, room, order, row_starts, indices)
         # Without duplicates, a step with the plan needs no conditional.
         flags = [placement.unique for placement in placements_of(pattern.union) if placement.unique is not None]
@@ -109,28 +109,28 @@ def plan(layout: Layout, capacity: int | None, order: Order, row_starts: Arrays,
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _unite(layout: Layout, capacity: int, order: Order, row_starts: Arrays, indices: Arrays) -> Pattern:
-    def unite_shard(row_starts: Arrays, indices: Arrays) -> Pattern:
+def _unite(layout: Layout, capacity: int, order: Order, row_starts: Arrays, indices: Arrays) -> ShardedPattern:
+    def unite_shard(row_starts: Arrays, indices: Arrays) -> ShardedPattern:
         form, operands = form_of(capacity, _spec(layout, capacity, order), indices)
         rows, union = unite(form, space_of(layout.shape, indices[0].dtype), operands)
         sound = jnp.ones_like(union.nnz, bool)
         if order is not Order.CANONICAL:
             sound = is_sound(layout, row_starts, indices)
         union, sound = jax.tree.map(lambda leaf: leaf[None], (union, sound))
-        return Pattern(rows, union, sound)
+        return ShardedPattern(rows, union, sound)
 
     return on_shards(layout, unite_shard, row_starts, indices)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _cut(layout: Layout, capacity: int, pattern: Pattern) -> Pattern:
+def _cut(layout: Layout, capacity: int, pattern: ShardedPattern) -> ShardedPattern:
     """The same pattern with fewer slots in each shard, which must hold all of its entries."""
     union = jax.vmap(lambda union: truncate(union, capacity))(pattern.union)
     return pattern._replace(indices=cut(layout, capacity, pattern.indices), union=union)
 
 
 @partial(jax.jit, static_argnums=0)
-def add_planned(layout: Layout, pattern: Pattern, values: Arrays) -> jax.Array:
+def add_planned(layout: Layout, pattern: ShardedPattern, values: Arrays) -> jax.Array:
     """The values of a sum whose pattern is known."""
 
     def add_shard(_: None, sharded: tuple[tuple[UnionTree, jax.Array], Arrays]) -> jax.Array:
@@ -153,7 +153,7 @@ def add_to_dense(layout: Layout, dense: jax.Array, indices: Arrays, values: Arra
 
     def add_shard(dense: jax.Array, operands: tuple[Arrays, Arrays]) -> jax.Array:
         # Not added to `dense` itself, which all devices hold but which must count once.
-        own = _numeric.add_to_dense(jnp.zeros_like(dense), *operands, layout.shape)
+        own = _numeric.scatter_add(jnp.zeros_like(dense), *operands, layout.shape)
         return dense + lax.psum(own, layout.axis)
 
     return on_shards(layout, add_shard, dense, (indices, values), replicated_result=True)

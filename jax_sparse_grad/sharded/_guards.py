@@ -20,7 +20,7 @@ from jax_sparse_grad._guards import is_bad
 from jax_sparse_grad._xla_cpu import all_true
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, own_range
 from jax_sparse_grad.sharded._operand import RowSharded
-from jax_sparse_grad.sharded._validation import common_layout
+from jax_sparse_grad.sharded._validation import layout_of_all
 
 Arrays = tuple[jax.Array, ...]
 
@@ -30,7 +30,7 @@ def common_pattern(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[
 
     Each shard must hold only rows of its own range. If `alike`, all operands must have the same ranges.
     """
-    layout = common_layout(operands)
+    layout = layout_of_all(operands)
     names = [f"{name}.indices" for name in operands]
     arrays = [_validation.as_integers(name, x.indices) for name, x in zip(names, operands.values(), strict=True)]
     indices = _validation.promote_indices(names, arrays, layout.shards)

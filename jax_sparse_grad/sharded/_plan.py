@@ -12,7 +12,7 @@ from jax_sparse_grad import _validation
 from jax_sparse_grad._tree import UnionTree, entry_counts
 from jax_sparse_grad._types import ArrayInput, Order
 from jax_sparse_grad.sharded import _engine
-from jax_sparse_grad.sharded._engine import Pattern
+from jax_sparse_grad.sharded._engine import ShardedPattern
 from jax_sparse_grad.sharded._guards import common_pattern
 from jax_sparse_grad.sharded._mesh import Layout
 from jax_sparse_grad.sharded._operand import RowSharded, refuse_unsharded, with_values
@@ -101,7 +101,7 @@ class ShardedPlan(OnMesh):
         for k, array in enumerate(values):
             refuse_unsharded(f"values[{k}]", array)
         nnz = [size * self.layout.shards for group in entry_counts(self.union) for size in group]
-        pattern = Pattern(self.indices, self.union, self.sound)
+        pattern = ShardedPattern(self.indices, self.union, self.sound)
         return _engine.add_planned(self.layout, pattern, _validation.as_plan_values(values, nnz, ".indices"))
 
     def with_data(self, data: ArrayInput) -> RowSharded:

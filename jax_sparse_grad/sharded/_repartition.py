@@ -31,7 +31,7 @@ from jax_sparse_grad.sharded._balance import as_row_starts, balanced_row_starts
 from jax_sparse_grad.sharded._guards import check_capacity, check_rows
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, replicate
 from jax_sparse_grad.sharded._operand import RowSharded
-from jax_sparse_grad.sharded._validation import as_capacity, common_layout
+from jax_sparse_grad.sharded._validation import as_capacity, layout_of_all
 
 
 def repartition(
@@ -79,7 +79,7 @@ def repartition(
     if not isinstance(x, RowSharded):
         raise TypeError(f"`x` must be a `RowSharded`, got {_validation.kind_of(x)}; `partition` makes one")
     room = as_capacity(capacity)
-    layout = common_layout({"x": x})
+    layout = layout_of_all({"x": x})
     if row_starts is None:
         if not is_concrete(x.indices, x.row_starts, x.nnz):
             raise TypeError("`row_starts` must be given if `x` is traced; choose them outside of `jit`")

@@ -41,7 +41,7 @@ def as_axis(axis: Any, mesh: Mesh) -> Axis:
     return names[0] if len(names) == 1 else names
 
 
-def common_layout(operands: Mapping[str, RowSharded]) -> Layout:
+def layout_of_all(operands: Mapping[str, RowSharded]) -> Layout:
     """The layout of operands that must be spread over the same devices and have one shape."""
     (first_name, first), *_ = operands.items()
     for name, x in operands.items():
