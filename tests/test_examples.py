@@ -24,8 +24,25 @@ def load(name, *needs):
 
 
 def test_quickstart(tmp_path, capsys):
-    quickstart = load("quickstart", "matplotlib", "optax", "sklearn", "tqdm")
-    result = quickstart.main(images=200, steps=5, draws=1, output=tmp_path)
+    quickstart = load("quickstart", "matplotlib", "optax", "tqdm")
+    result = quickstart.main(steps=60, output=tmp_path)
+    out = capsys.readouterr().out
+    assert "A + B: 514 + 1,454 entries, 344 of them shared, make 1,624" in out
+    assert "found 20 of these 20" in out
+    assert "0 false finds" in out
+    assert result.gradient_error < 1e-3
+    assert result.unmerged_error > quickstart.GAUGE_ERROR
+    assert np.abs(result.learnt - result.truth).max() < 0.3
+    assert result.plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_quickstart_is_short():
+    assert len((EXAMPLES / "quickstart.py").read_text().splitlines()) <= 150
+
+
+def test_learn_graph(tmp_path, capsys):
+    learn_graph = load("learn_graph", "matplotlib", "optax", "sklearn", "tqdm")
+    result = learn_graph.main(images=200, steps=5, draws=1, output=tmp_path)
     out = capsys.readouterr().out
     assert out.startswith("sparse_add (TensorFlow's SparseAdd)")
     assert "A's values receive [0.1, 0.3, 0.4], B's values [0.2, 0.3]" in out

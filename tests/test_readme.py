@@ -27,8 +27,9 @@ def imported(snippet):
 
 
 def title(snippet):
-    """The last words in bold, or the last heading, before it."""
-    return re.findall(r"\*\*([^*]+)\*\*|^#+ (.*)$", README[: README.index(snippet)], re.MULTILINE)[-1]
+    """The last words in bold, or the last heading, before it, where other snippets have powers and comments."""
+    prose = re.sub(r"```.*?```", "", README[: README.index(snippet)], flags=re.DOTALL)
+    return re.findall(r"\*\*([^*]+)\*\*|^#+ (.*)$", prose, re.MULTILINE)[-1]
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: "".join(title(snippet)).strip(" .,"))
