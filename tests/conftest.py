@@ -1,18 +1,25 @@
 """Strict settings for every test: rank promotion raises, warnings are errors (pyproject.toml), eight CPU devices."""
 
+import contextlib
+import gc
 import importlib.metadata
 import os
 import pathlib
 
-# Compiling takes most of the time of these tests, whose arrays are small: half of it without optimisations. A flag that
-# XLA does not know ends the process: the last two were tried with jaxlib 0.8 to 0.10.
+# Compiling takes most of the time of these tests, whose arrays are small: a quarter of it without optimisations, and
+# with one LLVM module for each program. A flag that XLA does not know ends the process: the last three were tried with
+# jaxlib 0.8 to 0.10.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         *(
-            ["--xla_cpu_use_fusion_emitters=false", "--xla_llvm_disable_expensive_passes=true"]
+            [
+                "--xla_cpu_use_fusion_emitters=false",
+                "--xla_llvm_disable_expensive_passes=true",
+                "--xla_cpu_parallel_codegen_split_count=1",
+            ]
             if importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10."))
             else []
         ),
@@ -27,27 +34,51 @@ import pytest
 from jax_sparse_grad import _tree
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Python's collector would go through all that JAX keeps again and again.
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 
 # Compilation makes the first run of a property slow; the draw itself must not vary from one machine to the next.
 hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("jax")
 
 
-SORTED_BELOW = _tree.SORTED_BELOW
+_sorted_below = jax.make_user_context(_tree.SORTED_BELOW)  # by which `jit` tells apart what it has traced
+
+
+@contextlib.contextmanager
+def sorting_below(length):
+    """Operands shorter than a length are sorted together, longer ones are merged."""
+    before, _tree.SORTED_BELOW = _tree.SORTED_BELOW, length
+    try:
+        with _sorted_below(length):
+            yield
+    finally:
+        _tree.SORTED_BELOW = before
 
 
 @pytest.fixture(scope="module")
 def merges():
     """Short operands are merged, as long ones are: else those of tests would all be sorted together."""
-    _tree.SORTED_BELOW = 0
-    yield
-    _tree.SORTED_BELOW = SORTED_BELOW
+    with sorting_below(0):
+        yield
 
 
-@pytest.fixture(params=["merged", "sorted"])
-def method(request, monkeypatch):
+LENGTHS = {"merged": 0, "sorted": _tree.SORTED_BELOW}
+
+
+@pytest.fixture(params=LENGTHS)
+def method(request):
     """How short operands are united: as long ones are, or as they are for users."""
-    monkeypatch.setattr(_tree, "SORTED_BELOW", 0 if request.param == "merged" else SORTED_BELOW)
+    with sorting_below(LENGTHS[request.param]):
+        yield
+
+
+@pytest.fixture(params=[pytest.param("merged", marks=pytest.mark.slow), "sorted"])
+def either_method(request):
+    """Likewise, where `jit` makes them large programs: the merges take three to five times as long to compile."""
+    with sorting_below(LENGTHS[request.param]):
+        yield
 
 
 MAPPINGS = pathlib.Path("/proc/self/maps")

@@ -13,71 +13,10 @@ from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
 from jax_sparse_grad import _numeric
+from matrices import LAYOUTS, NSE, SHAPE, as_bcsr, check_form, random_bcoo, random_bcsr, to_dense
 from samples import is_entry, random_coo, random_values, union_indices
 
-pytestmark = pytest.mark.usefixtures("merges")
-
-SHAPE = (6, 7)
-# Shape, n_batch, n_dense: a matrix, a batch of them, a batch of hybrid ones, no sparse dimension at all.
-LAYOUTS = [(SHAPE, 0, 0), ((2, 3, 4, 5), 2, 0), ((3, 4, 5, 2), 1, 1), ((2, 3), 2, 0)]
-NSE = 7
-
-
-def random_bcoo(rng, layout=LAYOUTS[0], dtype=np.float32, nse=NSE, padding=2, index_dtype=np.int32, **flags):
-    """Entries in any order, some twice, some padding whose values must not count."""
-    shape, n_batch, n_dense = layout
-    batch, cells, dense = shape[:n_batch], shape[n_batch : len(shape) - n_dense], shape[len(shape) - n_dense :]
-    indices = np.stack([rng.integers(0, size, (*batch, nse)) for size in cells], axis=-1) if cells else None
-    indices = np.zeros((*batch, nse, 0), index_dtype) if indices is None else indices.astype(index_dtype)
-    if cells:
-        indices[..., rng.choice(nse, padding, replace=False), :] = cells
-    return BCOO(
-        (jnp.asarray(random_values(rng, (*batch, nse, *dense), dtype)), jnp.asarray(indices)), shape=shape, **flags
-    )
-
-
-def random_bcsr(rng, layout=LAYOUTS[0], **arguments):
-    """Columns in any order within a row, some twice."""
-    return BCSR.from_bcoo(random_bcoo(rng, layout, **arguments))
-
-
-def to_dense(x):
-    """The dense array of a container, by numpy."""
-    if isinstance(x, BCSR):
-        rows = np.zeros((*x.indices.shape, 2), int)
-        for batch in np.ndindex(x.indices.shape[:-1]):
-            indptr = np.asarray(x.indptr[batch])
-            rows[batch] = x.shape[x.n_batch]
-            rows[batch][: indptr[-1], 0] = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-            rows[batch][: indptr[-1], 1] = x.indices[batch][: indptr[-1]]
-        return to_dense(BCOO((x.data, jnp.asarray(rows)), shape=x.shape))
-    if not isinstance(x, BCOO):
-        return np.asarray(x)
-    total = np.zeros(x.shape, x.dtype)
-    batches = x.shape[: x.n_batch]
-    indices = np.broadcast_to(x.indices, (*batches, *x.indices.shape[x.n_batch :]))
-    values = np.broadcast_to(x.data, (*batches, *x.data.shape[x.n_batch :]))
-    for batch in np.ndindex(batches):
-        if x.n_sparse == 0:
-            total[batch] = values[batch].sum(axis=0)
-            continue
-        inside = is_entry(indices[batch], x.shape[x.n_batch :][: x.n_sparse])
-        np.add.at(total[batch], tuple(indices[batch][inside].T), values[batch][inside])
-    return total
-
-
-def check_form(total):
-    """Sorted, unique, padding last, in every batch; and its flags say so."""
-    assert total.indices_sorted
-    assert total.unique_indices
-    coordinates = total.to_bcoo() if isinstance(total, BCSR) else total
-    shape = total.shape[total.n_batch :][: total.n_sparse]
-    for batch in np.ndindex(coordinates.indices.shape[:-2]):
-        rows = np.asarray(coordinates.indices[batch])
-        expected = union_indices(rows, shape=shape)
-        np.testing.assert_array_equal(rows[: len(expected)], expected)
-        np.testing.assert_array_equal(rows[len(expected) :], np.tile([shape], (len(rows) - len(expected), 1)))
-
+pytestmark = pytest.mark.usefixtures("either_method")
 
 class TestForms:
     """What comes out for what goes in."""
@@ -376,7 +315,7 @@ class TestTransformations:
         steps = [random_bcoo(rng, nse=5) for _ in range(4)]
         stacked = jnp.stack([x.data for x in steps]), jnp.stack([x.indices for x in steps])
         empty = BCOO((jnp.zeros(0), jnp.zeros((0, 2), jnp.int32)), shape=SHAPE)
-        empty = BCSR.from_bcoo(empty) if kind == "bcsr" else empty
+        empty = as_bcsr(empty) if kind == "bcsr" else empty
 
         def accumulate(total, step):
             operand = BCOO(step, shape=SHAPE)
@@ -520,7 +459,7 @@ class TestWeights:
     def test_differences_of_all_forms(self, rng, kind):
         layout = LAYOUTS[2] if kind == "batch" else LAYOUTS[0]
         x, y = (random_bcsr if kind == "bcsr" else random_bcoo)(rng, layout), random_bcoo(rng, layout, nse=5)
-        y = {"bcsr": BCSR.from_bcoo, "dense": to_dense}.get(kind, lambda y: y)(y)
+        y = {"bcsr": as_bcsr, "dense": to_dense}.get(kind, lambda y: y)(y)
         total = jsg.subtract(x, y)
         assert isinstance(total, jax.Array if kind == "dense" else type(x))
         for each in (total, jax.jit(jsg.subtract)(x, y)):
