@@ -1,6 +1,6 @@
 """Find the pipes that a map lacks, by gradients through a sparse sum.
 
-Takes 10 seconds on two cores. Needs the extra `examples` (of that matplotlib, optax and tqdm).
+Takes 12 seconds on two cores. Needs the extra `examples` (of that matplotlib, optax and tqdm).
 
 Tanks are joined by pipes, through which their levels even out. A map shows the pipes, but some are missing there and
 some are wider than drawn. Gauges read all levels before and after, in 64 trials. The sparse matrix of all pipes is

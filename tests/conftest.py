@@ -81,6 +81,22 @@ def either_method(request):
         yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
+def pytest_collection_modifyitems(items):
+    """`@pytest.mark.slow(but="case")`: one case of the test is fast enough to be run always."""
+    cases = {}
+    for item in items:
+        for mark in item.own_markers:
+            if mark.name == "slow" and mark.kwargs:
+                cases.setdefault((item.parent.nodeid, item.originalname, mark.kwargs["but"]), []).append(item)
+    for (_, name, fast), alike in cases.items():
+        chosen = [item for item in alike if item.callspec.id == fast]
+        if len(alike) > 1 and not chosen:
+            raise pytest.UsageError(f"`{name}` has no case {fast!r}; it has {[item.callspec.id for item in alike]}")
+        for item in chosen:
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "slow"]
+
+
 MAPPINGS = pathlib.Path("/proc/self/maps")
 MOST_MAPPINGS = 30_000  # of the 65,530 that Linux grants a process, which ends with a segmentation fault without more
 

@@ -47,6 +47,7 @@ def batches(rng):
     ]
 
 
+@pytest.mark.slow(but="explicit")
 @EITHER_KIND
 def test_a_divided_batch_stays_divided(mesh, batches):
     expected = sum(np.asarray(x.todense()) for x in batches)
@@ -63,6 +64,7 @@ def test_a_divided_batch_stays_divided(mesh, batches):
     assert_divided(total, "batch")
 
 
+@pytest.mark.slow
 def test_a_batch_of_bcsr(mesh, batches):
     matrices = [BCSR.from_bcoo(jsg.sum_duplicates(x)) for x in batches]
     x, y = spread(mesh, matrices, "batch")
@@ -72,6 +74,7 @@ def test_a_batch_of_bcsr(mesh, batches):
         assert_divided(part, "batch")
 
 
+@pytest.mark.slow
 def test_gradients_are_divided_as_their_operands(mesh, batches):
     table = random_values(np.random.default_rng(0), (BATCH, 2 * NSE))
 
@@ -116,6 +119,7 @@ def test_a_pattern_that_batches_share(mesh, rng, batches):
     assert_divided(total.data, "batch")
 
 
+@pytest.mark.slow(but="explicit")
 @EITHER_KIND
 def test_dense_dimensions_stay_divided_and_entries_do_not(mesh, rng):
     data, rows = random_values(rng, (8, 4)), np.arange(8)[:, None] % 5
@@ -135,6 +139,7 @@ def test_dense_dimensions_stay_divided_and_entries_do_not(mesh, rng):
     np.testing.assert_array_equal(gradient(x.data), 4 * expected[rows[:, 0]])
 
 
+@pytest.mark.slow
 def test_functions_of_arrays_under_vmap(mesh, batches):
     def add(a, x, b, y):
         total = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, nse=2 * NSE)

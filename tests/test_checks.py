@@ -45,6 +45,7 @@ def error_of(function, *arguments, errors=checkify.user_checks):
     return error.get()
 
 
+@pytest.mark.slow(but="grad-all_checks")
 @pytest.mark.parametrize("errors", [checkify.user_checks, checkify.all_checks], ids=["user_checks", "all_checks"])
 @pytest.mark.parametrize(
     "function",
@@ -55,6 +56,7 @@ def test_good_input_raises_no_alarm(pair, function, errors):
     assert error_of(function, *pair, errors=errors) is None
 
 
+@pytest.mark.slow(but="add")
 @pytest.mark.parametrize("function", [run(nse=3), run(1e-3, nse=3)], ids=["add", "thresh"])
 def test_overflow_is_reported_with_both_numbers(pair, function):
     message = error_of(function, *pair)
@@ -65,6 +67,7 @@ def test_overflow_of_a_plan_is_reported(pair):
     assert "`nse` must be at least" in error_of(planned(nse=3), *pair)
 
 
+@pytest.mark.slow(but="grad")
 @pytest.mark.parametrize(
     ("function", "name"),
     [(run(), "a_indices"), (run(0.5), "a_indices"), (planned(), "operands[0]"), (gradient, "a_indices")],
@@ -88,6 +91,7 @@ def test_an_unsorted_sum_is_reported(pair):
     assert "`sum_indices` must be sorted as `sparse_add` returns them" in message
 
 
+@pytest.mark.slow
 def test_checks_work_in_a_batch(pair):
     a, x, b, y = pair
     batch = jnp.stack([a, a.at[1].set(jnp.array([-1, 0]))])

@@ -18,6 +18,7 @@ from samples import is_entry, random_coo, random_values, union_indices
 
 pytestmark = pytest.mark.usefixtures("either_method")
 
+
 class TestForms:
     """What comes out for what goes in."""
 

@@ -119,6 +119,7 @@ def all_of_them(overflowed, va, vb, vc, dense, cotangent):
     return results
 
 
+@pytest.mark.slow(but="int8")
 @pytest.mark.parametrize("name", SUMMED)
 def test_sums_and_gradients_of_every_numeric_type(name, overflowed, rng, x64):
     dtype = DTYPES[name]
@@ -150,6 +151,7 @@ def test_sums_and_gradients_of_every_numeric_type(name, overflowed, rng, x64):
             np.testing.assert_array_equal(wide(actual), grad, err_msg=key)
 
 
+@pytest.mark.slow(but="int4")
 @pytest.mark.parametrize("name", ["int4", "uint2", "float8_e5m2"])
 def test_thresholds_of_narrow_types(name, rng):
     dtype = DTYPES[name]

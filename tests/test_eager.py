@@ -137,6 +137,7 @@ def pull_back(rng, shape, count):
     pull(jax.device_put(np.ones(limited.shape, np.float32)))
 
 
+@pytest.mark.slow(but="sorted-add_tensors")
 @pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("call", [add_tensors, add_matrices, pull_back])
 def test_eager_calls_of_new_sizes_and_shapes_compile_nothing(rng, call):

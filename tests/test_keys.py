@@ -49,6 +49,7 @@ def index_dtype(shape):
     return np.dtype(np.int32 if max(shape, default=0) < 2**31 else np.uint32)
 
 
+@pytest.mark.slow(but="False-shape21")
 @pytest.mark.parametrize("shape", EDGES)
 @pytest.mark.parametrize("wide", [False, True])
 def test_keys_order_as_rows_do(rng, shape, wide):
@@ -143,6 +144,7 @@ def test_with_x64_a_64_bit_word_is_used_where_32_bits_do_not_do(x64, shape, word
     assert len(layout.words) == words
 
 
+@pytest.mark.slow
 def test_order_is_known_for_runs_and_padding():
     shape = (5, 6)
 

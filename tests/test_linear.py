@@ -73,6 +73,7 @@ def test_batches_of_values_of_data_and_of_both(x):
     chex.assert_trees_all_close(*nested)
 
 
+@pytest.mark.slow
 def test_second_derivatives(x):
     hessians = [jax.hessian(lambda x, f=function: (f(x) ** 3).sum())(x) for function in (run, plain)]
     chex.assert_trees_all_close(*hessians, rtol=1e-5)

@@ -127,6 +127,7 @@ def check_plainly(shape, rows, values, nse, indices, union, total):
 few = hypothesis.settings(max_examples=25)
 
 
+@pytest.mark.slow(but="shape3-35")
 @few
 @hypothesis.given(st.data())
 @pytest.mark.parametrize(("shape", "nse"), [*((shape, SIDE + 5) for shape in SHAPES.values()), (SHAPES["one word"], 7)])
@@ -134,6 +135,7 @@ def test_two_operands(shape, nse, data):
     check(shape, data.draw(operands(shape, SIZES[:2])), nse if shape else 1)
 
 
+@pytest.mark.slow
 @few
 @hypothesis.given(st.data())
 def test_keys_of_64_bits(data):
@@ -146,6 +148,7 @@ def test_keys_of_64_bits(data):
         check(shape, rows, SIDE + 4)
 
 
+@pytest.mark.slow(but="1")
 @few
 @hypothesis.given(st.data())
 @pytest.mark.parametrize("count", [1, 3, 4])
@@ -154,6 +157,7 @@ def test_one_operand_and_trees(count, data):
     check(shape, data.draw(operands(shape, SIZES[:count])), SIDE + 5)
 
 
+@pytest.mark.slow(but="2")
 @few
 @hypothesis.given(st.data())
 @pytest.mark.parametrize("count", [2, 4])
@@ -162,6 +166,7 @@ def test_operands_that_are_promised_to_be_sorted(count, data):
     check(shape, data.draw(operands(shape, SIZES[:count], canonical=True)), SIDE + 5, order=Order.CANONICAL)
 
 
+@pytest.mark.slow
 @few
 @hypothesis.given(st.data())
 def test_operands_in_one_list(data):
@@ -171,6 +176,7 @@ def test_operands_in_one_list(data):
     check(shape, (np.concatenate(rows),), SIDE + 5, joined=SIZES[:3], tree=False)
 
 
+@pytest.mark.slow
 @few
 @hypothesis.given(st.data())
 @pytest.mark.parametrize("shape", [SHAPES["one word"], SHAPES["two words"]])
@@ -179,12 +185,14 @@ def test_sums_that_serve_once(shape, nse, data):
     check(shape, data.draw(operands(shape, SIZES[:3])), nse, tree=False)
 
 
+@pytest.mark.slow(but="sizes0")
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 4), (1, 0), (1, 1)])
 def test_nothing_and_almost_nothing(sizes):
     rows = tuple(rows_of(np.arange(size), (5, 6)) for size in sizes)
     check((5, 6), rows, 3)
 
 
+@pytest.mark.slow(but="False-int8-dense0")
 @pytest.mark.parametrize(
     ("dtype", "dense"), [(np.int8, ()), (jnp.bfloat16, ()), (np.complex64, ()), (np.float32, (3,)), (jnp.int4, ())]
 )
@@ -199,6 +207,7 @@ def test_values_of_any_kind(rng, dtype, dense, tree):
         chex.assert_trees_all_equal(total, results[0])
 
 
+@pytest.mark.slow(but="both-tpu")
 @pytest.mark.parametrize("method", OTHERS)
 @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)], ids=["both", "values", "rows"])
 def test_batches(rng, method, axes):
@@ -252,6 +261,7 @@ def locating(method, shape, known):
     return jit_for(method, run)
 
 
+@pytest.mark.slow(but="shape1-with a shape")
 @few
 @hypothesis.given(st.data())
 @pytest.mark.parametrize("known", [True, False], ids=["with a shape", "without"])
@@ -274,6 +284,7 @@ def test_entries_are_located_alike(shape, known, data):
         chex.assert_trees_all_equal(locating(method, shape, known)(total, rows, counts), expected)
 
 
+@pytest.mark.slow
 def test_a_method_is_chosen_by_what_is_compiled_for():
     """Not by where it is compiled: one program traced for each, from the same jaxpr."""
     add = partial(_union.unite_and_add, Form(SIDE, Order.UNKNOWN), _keys.space_of((5, 6), np.int32))

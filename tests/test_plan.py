@@ -22,6 +22,7 @@ def dense_sum(pairs, shape=SHAPE):
     return sum(to_dense(indices, values, shape) for indices, values in pairs)
 
 
+@pytest.mark.slow(but="sorted-canonical-1")
 @pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("count", [1, 2, 3, 13])
 @pytest.mark.parametrize("form", [{}, FORM], ids=["canonical", "disordered"])
@@ -35,6 +36,7 @@ def test_values_of_any_number_of_operands_add_up(rng, count, form):
     np.testing.assert_array_equal(to_dense(plan.indices, values, SHAPE), dense_sum(pairs))
 
 
+@pytest.mark.slow(but="sorted-disordered")
 @pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("form", [{}, FORM], ids=["canonical", "disordered"])
 def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
@@ -66,6 +68,7 @@ def test_hybrid_values_of_different_dtypes(rng):
     np.testing.assert_array_equal(to_dense(plan.indices, values, SHAPE), dense_sum([(a, x), (b, y)]))
 
 
+@pytest.mark.slow(but="sorted")
 @pytest.mark.usefixtures("method")
 def test_stored_number_of_entries(rng):
     a, _ = random_coo(rng, SHAPE, 7, **FORM)
@@ -88,6 +91,7 @@ def test_stored_number_of_entries(rng):
             assert not np.any(np.signbit(values[exact:]))
 
 
+@pytest.mark.slow(but="bfloat16-nan")
 @pytest.mark.parametrize(
     ("dtype", "fill"),
     [
@@ -245,6 +249,7 @@ def matrices(rng, make, **form):
     return pair if make is BCOO else [BCSR.from_bcoo(each) for each in pair]
 
 
+@pytest.mark.slow(but="BCOO-False")
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("make", [BCOO, BCSR])
 def test_a_plan_of_matrices_gives_their_sum_in_their_form(rng, make, jit):
@@ -278,6 +283,7 @@ def test_a_plan_of_indices_gives_a_bcoo(rng):
     np.testing.assert_array_equal(total.todense(), to_dense(a, x, SHAPE))
 
 
+@pytest.mark.slow(but="False-1")
 @pytest.mark.parametrize("count", [1, 2, 3, 13])
 @pytest.mark.parametrize("jit", [False, True])
 def test_slots_name_the_place_of_each_entry(rng, count, jit):
@@ -318,6 +324,7 @@ def test_misused_plans_of_matrices_say_what_to_do(rng):
 
 
 # Room below, at and far above the number of rows, and above what they are padded to.
+@pytest.mark.slow(but="13")
 @pytest.mark.parametrize("nse", [5, 9, 13, 26, 27, 100, 5000])
 def test_what_has_no_slot_gets_no_gradient_whatever_the_room(rng, nse):
     (a, x), (b, y) = (random_coo(rng, SHAPE, 4, **FORM) for _ in range(2))
@@ -363,6 +370,7 @@ def test_zeros_keep_their_sign_on_the_way_back(rng, count):
             assert np.all(np.signbit(gradient))
 
 
+@pytest.mark.slow
 def test_the_program_of_a_sum_grows_with_its_operands_by_a_few_operations_each():
     def operations(count):
         rows = [jnp.zeros((5, 2), jnp.int32)] * count

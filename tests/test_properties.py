@@ -70,6 +70,7 @@ def check(shape, a, b, x, y, weights):
         np.testing.assert_array_equal(gradient, at_rows(table, rows, small))
 
 
+@pytest.mark.slow
 @given(tensors())
 def test_sum_and_gradient_of_anything_in_bounds(example):
     check(*example)

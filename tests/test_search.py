@@ -34,6 +34,7 @@ def expected(rows, queries):
     return [sum(row < query for row in table) for query in wanted], [query in table for query in wanted]
 
 
+@pytest.mark.slow(but="2-shape1")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 31, 64])
 def test_search_finds_rank_and_membership(rng, shape, count):
@@ -50,6 +51,7 @@ def test_search_finds_rank_and_membership(rng, shape, count):
     np.testing.assert_array_equal(found, member)
 
 
+@pytest.mark.slow(but="shape0-False")
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_are_found_without_a_shape(rng, shape, wide):

@@ -54,6 +54,7 @@ def alike(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.slow
 def test_another_process_reads_and_calls_what_was_written(tmp_path, operands, plan, rng):
     (a, u), (b, v) = operands
     dense = to_dense(a, u, SHAPE) + to_dense(b, v, SHAPE)

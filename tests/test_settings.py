@@ -106,6 +106,7 @@ def check(results):
     np.testing.assert_array_equal(results["sparse_add_grad"].b_val_grad, [10, 20])
 
 
+@pytest.mark.slow(but="transfer_guard, everywhere")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_concrete_sums_and_gradients_are_the_same_under_every_setting(setting, arguments):
     with SETTINGS[setting]():
@@ -121,6 +122,7 @@ def test_everything_is_traced_under_every_setting(setting, arguments):
     assert traced.out_info["plan"].shape == (3,)
 
 
+@pytest.mark.slow(but="logging")
 @pytest.mark.parametrize("setting", ["transfer_guard", "debugging", "logging"])
 def test_compiled_sums_run_under_settings_of_the_run(setting, arguments):
     compiled = jax.jit(every_sum)

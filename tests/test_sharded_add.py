@@ -73,6 +73,7 @@ def squares(data):
 
 
 class TestSum:
+    @pytest.mark.slow(but="one axis-AxisType.Explicit")
     @pytest.mark.parametrize(("name", "axis_type"), CASES, ids=str)
     def test_it_and_its_gradient_are_those_of_one_device_and_communicate_nothing(self, matrices, name, axis_type):
         x, y = spread(matrices[:2], name, axis_type)
@@ -96,6 +97,7 @@ class TestSum:
             assert gradient.sharding.is_equivalent_to(operand.data.sharding, 1)
             np.testing.assert_array_equal(host(gradient), at_rows(3 * expected**2, host(operand.indices), SHAPE))
 
+    @pytest.mark.slow
     def test_it_has_just_enough_room_where_indices_are_concrete(self, matrices):
         x, y = spread(matrices[:2])
         eager = sharded.add(x, y)
@@ -105,6 +107,7 @@ class TestSum:
             check_form(total)
             assert total.capacity == host(total.nnz).max()
 
+    @pytest.mark.slow
     def test_of_many_and_of_one(self, matrices):
         operands = spread(matrices)
         total = jax.jit(sharded.add_n)(operands)
@@ -114,12 +117,14 @@ class TestSum:
         np.testing.assert_array_equal(dense_of(canonical), dense_of(matrices[0]))
         check_form(canonical)
 
+    @pytest.mark.slow
     def test_a_padded_sum_is_an_operand_of_the_next(self, matrices):
         x, y, z = spread(matrices)
         twice = sharded.add(sharded.add(x, y, capacity=90), z, capacity=90)
         assert twice.capacity == 90
         np.testing.assert_array_equal(dense_of(twice), sum(map(dense_of, matrices)))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("dtypes", "index_dtypes"),
         [
@@ -141,6 +146,7 @@ class TestSum:
         assert total.indices.dtype == jnp.result_type(*index_dtypes)
         np.testing.assert_array_equal(dense_of(total), dense_of(matrices[0]) + dense_of(matrices[1]))
 
+    @pytest.mark.slow(but="(40,)-(3,)")
     @pytest.mark.parametrize(("shape", "dense"), [((40,), (3,)), ((12, 5, 6), ()), ((9, 4), (2, 2))], ids=str)
     def test_other_ranks_and_hybrid_values(self, rng, shape, dense):
         matrices = []
@@ -161,6 +167,7 @@ class TestSum:
         entries = host(total.nnz).astype(bool)
         assert host(total.data).reshape(total.shards, -1)[entries].ravel().tolist() == [2, 2, 2]
 
+    @pytest.mark.slow
     def test_nothing_and_almost_nothing(self, matrices):
         nothing = scipy.sparse.coo_array(SHAPE, dtype=np.float32)
         x, none = spread([matrices[0], nothing])
@@ -178,6 +185,7 @@ class TestGradient:
         gradients = jax.grad(lambda u, v: squares(sharded.add(x.with_data(u), y.with_data(v)).data), (0, 1))(u, v)
         assert [gradient.dtype for gradient in gradients] == [jnp.bfloat16, jnp.float32]
 
+    @pytest.mark.slow
     @SECOND_ORDER
     def test_finite_differences_to_second_order_and_forward_mode(self, in_order):
         x, y = in_order
@@ -188,6 +196,7 @@ class TestGradient:
 
         check_grads(loss, (x.data, y.data), order=2, rtol=3e-2, atol=3e-2)
 
+    @pytest.mark.slow
     def test_forward_over_reverse_of_traced_patterns(self, pair):
         @jax.jit
         def second(scale, x, y):
@@ -264,6 +273,7 @@ class TestDense:
 class TestTrainingLoop:
     """Edge weights are learnt, so that the sum maps replicated features to a target."""
 
+    @pytest.mark.slow
     def test_jit_with_shardings_learns_as_a_single_device_does(self, matrices, rng):
         fixed, learnt = spread([canonical(x) for x in matrices[:2]])
         features = np.asarray(rng.normal(size=SHAPE[1]), np.float32)
@@ -303,6 +313,7 @@ class TestTrainingLoop:
         np.testing.assert_allclose(values, here, rtol=1e-3, atol=1e-4)
         assert losses[-1] < losses[0]
 
+    @pytest.mark.slow
     def test_a_scan_carries_a_sum(self, matrices):
         x, y = spread([canonical(x) for x in matrices[:2]])
 
@@ -323,6 +334,7 @@ class TestTrainingLoop:
 
 
 class TestFaults:
+    @pytest.mark.slow
     def test_operands_cut_differently(self, pair, elsewhere):
         for function in (sharded.add, lambda x, y: sharded.add_n([y, x]), sharded.plan_sparse_add):
             with pytest.raises(ValueError, match=r"must be partitioned as .*; its row_starts are \[.*\], not \[.*\]"):
@@ -331,6 +343,7 @@ class TestFaults:
         integers = [x.with_data(x.data.astype(np.int32)) for x in (elsewhere, pair[1])]
         assert np.all(host(jax.jit(sharded.add)(*integers).data) == np.iinfo(np.int32).min)
 
+    @pytest.mark.slow
     def test_rows_in_another_shard(self, pair):
         x, y = pair
         row = host(x.row_starts)[-2]  # the first of the last shard

@@ -40,6 +40,7 @@ def rows_of(x):
     return entries
 
 
+@pytest.mark.slow(but="int32")
 def test_rows_at_both_ends_of_a_dtype(dtype, mesh):
     n_rows = int(np.iinfo(dtype).max)  # itself the index of padding
     rows = [0, 1, n_rows // 2, n_rows // 2 + 1, n_rows - 2, n_rows - 1]
@@ -71,6 +72,7 @@ def test_rows_at_both_ends_of_a_dtype(dtype, mesh):
     assert rows_of(total) == [(row, value + 1) for row, value in expected]
 
 
+@pytest.mark.slow
 def test_a_scan_carries_what_was_added_and_moved():
     indices = np.arange(40, dtype=np.int8)[:, None]
     x, y = spread([as_bcoo(indices, np.ones(40, np.float32), (40,))] * 2, capacity=40)

@@ -40,6 +40,7 @@ def cubes(data):
     return (data**3).sum()
 
 
+@pytest.mark.slow(but="('one axis', Auto)")
 @pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=str)
 def test_it_adds_what_add_adds_and_communicates_nothing(matrices, case):
     operands = spread(matrices[:2], *case)
@@ -66,6 +67,7 @@ def test_it_adds_what_add_adds_and_communicates_nothing(matrices, case):
         np.testing.assert_array_equal(gradient, at_rows(expected, host(x.indices), SHAPE))
 
 
+@pytest.mark.slow
 def test_it_is_linear_and_its_transpose_its_gradient(operands, values):
     plan = plan_in_order(*operands)
     loss = jax.jit(lambda *values: cubes(plan(*values)))
@@ -98,6 +100,7 @@ def test_it_passes_through_scan_and_vmap_with_hybrid_values(operands, values):
         np.testing.assert_allclose(total, [plan(*values), 2 * plan(*values)], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_overflow_poisons_its_shard_and_names_it(operands, values):
     exact = host(plan_in_order(*operands).nnz)
     capacity = int(exact.max()) - 1
@@ -109,6 +112,7 @@ def test_overflow_poisons_its_shard_and_names_it(operands, values):
     assert poisoned == (exact > capacity).tolist()
 
 
+@pytest.mark.slow
 def test_a_plan_of_operands_cut_differently_is_poisoned(matrices, operands, values):
     mesh, axis, shards = make_mesh()
     even = sharded.partition(matrices[0], mesh, axis, row_starts=np.arange(shards + 1) * SHAPE[0] // shards)
@@ -160,6 +164,7 @@ def test_values_in_a_wrapper(operands, values):
     assert operands[0].with_data(Parameter()).data.sharding == values[0].sharding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_values_that_are_not_divided_yet_are_divided(axis_type):
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(axis_type,))

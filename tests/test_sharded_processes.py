@@ -40,6 +40,7 @@ def run(processes, what):
             process.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_sums_and_gradients_are_those_of_a_single_device(processes):
     for process, (code, output) in enumerate(run(processes, "add")):
@@ -47,6 +48,7 @@ def test_sums_and_gradients_are_those_of_a_single_device(processes):
         assert f"process {process} has done what it should" in output
 
 
+@pytest.mark.slow
 def test_what_one_cannot_load_raises_in_all():
     results = run(2, "fail to load")
     assert all(code == 0 for code, _ in results), results
@@ -57,6 +59,7 @@ def test_what_one_cannot_load_raises_in_all():
     assert "OSError: the disk is gone" in results[1][1]
 
 
+@pytest.mark.slow
 def test_when_one_dies_the_other_ends_with_a_clear_error():
     (code, output), (dead, _) = run(2, "die")
     assert dead == 3

@@ -32,6 +32,7 @@ def balanced(matrix):
     return sharded.balanced_row_starts(matrix, 8)
 
 
+@pytest.mark.slow(but="('one axis', Explicit)")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_gives_what_partition_gives(matrix, case):
     mesh, axis, shards = make_mesh(*case)
@@ -74,6 +75,7 @@ def test_hybrid_values_of_integers_and_another_axis(rng):
     check_form(y, canonical=False)
 
 
+@pytest.mark.slow
 def test_values_are_differentiable_and_come_back_the_same_way(x, balanced):
     def move(data, x):
         return sharded.repartition(x.with_data(data), balanced, capacity=60).data

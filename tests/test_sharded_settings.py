@@ -15,6 +15,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_from_the_host_to_a_sum_and_its_gradient(rng, setting):
     mesh, axis, _ = make_mesh()

@@ -32,6 +32,7 @@ def check_sum(output, a, x, b, y, shape):
     assert output.sum_shape == shape
 
 
+@pytest.mark.slow(but="sorted-all-True")
 @pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("form", FORMS)
@@ -44,6 +45,7 @@ def test_sum_on_the_union_pattern(rng, form, jit):
     assert len(output.sum_indices) == (len(a) + len(b) if jit else len(union_indices(a, b, shape=SHAPE)))
 
 
+@pytest.mark.slow(but="shape0")
 @pytest.mark.parametrize("shape", [(11,), (2, 3, 4), (2, 2, 3, 2, 3), (1,) * 9])
 def test_any_rank(rng, shape):
     nnz = min(7, int(np.prod(shape)))
@@ -63,6 +65,7 @@ def test_any_overlap(rng, overlap):
     check_sum(output, a, x, b, y, SHAPE)
 
 
+@pytest.mark.slow(but="sizes2-eager")
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 1), (5, 0)])
 def test_empty_operands(rng, sizes, transform):
@@ -97,6 +100,7 @@ def test_cancelled_entries_stay_as_explicit_zeros():
     assert output.sum_values.tolist() == [0.0, 4.0]
 
 
+@pytest.mark.slow(but="False-shape4")
 @pytest.mark.parametrize("shape", [(2**31 - 1,) * 3, (2**20,) * 5, (3,) * 40, (2**16, 2**16), (65535, 65537)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_no_shape_overflows(rng, shape, wide):
@@ -123,6 +127,7 @@ def test_64_bit_indices_beyond_32_bits(x64):
     assert [g.tolist() for g in gradients] == [[1.0, 2.0], [2.0, 3.0]]
 
 
+@pytest.mark.slow(but="dtypes3")
 @pytest.mark.parametrize("dtypes", [("int8", "int32"), ("uint8", "int8"), ("uint16", "uint16"), ("int32", "uint8")])
 def test_index_dtypes_promote(rng, dtypes):
     (a, x), (b, y) = (random_coo(rng, SHAPE, 5) for _ in range(2))
@@ -168,6 +173,7 @@ def test_value_dtypes_promote_and_each_gradient_has_its_own(rng, a_dtype, b_dtyp
             assert gradient.dtype == jax.dtypes.float0
 
 
+@pytest.mark.slow(but="sorted-canonical")
 @pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("form", FORMS)
 def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
@@ -188,6 +194,7 @@ def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
         np.testing.assert_array_equal(gradient, at_rows(table, indices, SHAPE))
 
 
+@pytest.mark.slow(but="sorted")
 @pytest.mark.usefixtures("method")
 def test_padded_output_is_valid_input(rng):
     tensors = [random_coo(rng, SHAPE, 6) for _ in range(4)]
@@ -217,6 +224,7 @@ class TestThreshold:
     x, y = np.array([0.1, 1.0, 1.0, -2.0, np.nan], np.float32), np.array([-1.5, -1.0, 1.0, 0.2, 1.0], np.float32)
     shape = (6,)
 
+    @pytest.mark.slow(but="-1.0-kept1-False")
     @pytest.mark.parametrize("traced", [False, True])
     @pytest.mark.parametrize(
         ("thresh", "kept"),
@@ -251,6 +259,7 @@ class TestThreshold:
 
         assert jax.grad(loss)(0.5) == 0
 
+    @pytest.mark.slow(but="int32-2147483649")
     @pytest.mark.parametrize(
         ("dtype", "thresh"),
         [(np.int32, t) for t in (1, 2, 1.5, np.float32(1.0), 2**31, 2**31 + 1)]
@@ -325,6 +334,7 @@ def test_concrete_indices_make_an_exact_sum_inside_jit(rng):
     check_sum(output, a, x, b, y, SHAPE)
 
 
+@pytest.mark.slow
 def test_strict_promotion_and_lists_are_accepted():
     with jax.numpy_dtype_promotion("strict"):
         output = jsg.sparse_add([[0, 1]], [1.0], [2, 2], [[0, 1], [1, 0]], [2.0, 3.0], [2, 2], 0.5)

@@ -32,6 +32,7 @@ def check(output, a, b, table):
         np.testing.assert_array_equal(gradient, at_rows(table, indices, SHAPE))
 
 
+@pytest.mark.slow(but="float32")
 @pytest.mark.parametrize("name", DTYPES)
 def test_all_dtypes_of_the_op(x64, rng, name):
     dtype = jnp.dtype(DTYPES[name])
@@ -41,6 +42,7 @@ def test_all_dtypes_of_the_op(x64, rng, name):
     check(output, a, b, table)
 
 
+@pytest.mark.slow(but="dense0-False-None")
 @pytest.mark.parametrize("shape", [None, SHAPE])
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("dense", [(), (3,)])
@@ -69,12 +71,14 @@ def test_padding_gets_zero_where_the_shape_is_given(rng):
     check(jsg.sparse_add_grad(cotangent, a, b, total, shape=SHAPE), a, b, table)
 
 
+@pytest.mark.slow(but="int32")
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32"])
 def test_any_index_dtype(rng, dtype):
     a, b, total, table, cotangent = example(rng)
     check(jsg.sparse_add_grad(cotangent, a.astype(dtype), b.astype(dtype), total.astype(dtype)), a, b, table)
 
 
+@pytest.mark.slow(but="eager-None-sizes0")
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (0, 2, 2), (2, 0, 0), (1, 1, 1)])
 @pytest.mark.parametrize("shape", [None, SHAPE])
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
@@ -93,6 +97,7 @@ def test_a_scalar_tensor():
         assert [g.tolist() for g in output] == [[3.0], []]
 
 
+@pytest.mark.slow(but="False-shape4")
 @pytest.mark.parametrize("shape", [(2**31 - 1,) * 3, (2**20,) * 5, (3,) * 40, (2**16, 2**16), (65535, 65537)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_key_width_found_from_data_is_right_under_jit(rng, shape, wide):
@@ -122,6 +127,7 @@ def test_it_is_the_gradient_of_sparse_add(rng):
     )
 
 
+@pytest.mark.slow
 def test_it_is_linear_in_both_directions_without_sort_or_scatter_backwards(rng):
     a, b, total, _, cotangent = example(rng, shuffled=True, duplicates=4)
 

@@ -51,11 +51,13 @@ def dense_loss(a, b):
 
 
 class TestSparseAdd:
+    @pytest.mark.slow(but="0.4")
     @pytest.mark.parametrize("thresh", [0, 0.4])
     def test_agrees_with_finite_differences_to_second_order(self, pair, thresh):
         a, x, b, y = pair
         check_grads(sparse_loss(a, b, thresh=thresh), (x, y), order=2, modes=["rev"], rtol=2e-2, atol=2e-2)
 
+    @pytest.mark.slow(but="hessian")
     @pytest.mark.parametrize(
         "second",
         [lambda f: jax.jacrev(jax.jacrev(f)), lambda f: jax.jacfwd(jax.jacrev(f)), jax.hessian],
@@ -72,6 +74,7 @@ class TestSparseAdd:
         gradient = jax.jit(lambda a, x, b, y: jax.grad(sparse_loss(a, b), (0, 1))(x, y))
         chex.assert_trees_all_close(gradient(*pair), jax.grad(dense_loss(a, b), (0, 1))(x, y), rtol=1e-5)
 
+    @pytest.mark.slow(but="axes2")
     @pytest.mark.parametrize("axes", [(None, 0, None, 0), (0, None, None, None), (0, 0, None, 0), (0, 0, 0, 0)])
     def test_vmap_over_values_indices_and_both(self, rng, axes):
         batches = [(*random_coo(rng, SHAPE, 8, **FORM), *random_coo(rng, SHAPE, 8)) for _ in range(3)]
@@ -103,6 +106,7 @@ class TestSparseAdd:
                     got[i, j], add(a, scales[i] * x, b, scales[j] * y, nse=20).sum_values, rtol=1e-6
                 )
 
+    @pytest.mark.slow
     def test_a_scan_that_carries_a_padded_sum_is_differentiable(self, rng):
         steps = [random_coo(rng, SHAPE, 5, shuffled=True, duplicates=2) for _ in range(4)]
         indices, values = np.stack([i for i, _ in steps]), jnp.asarray(np.stack([v for _, v in steps]) / 9)
@@ -172,9 +176,11 @@ class TestPlan:
         x, y, z = values
         return dense_add(a, x + z, b, y)
 
+    @pytest.mark.slow
     def test_agrees_with_finite_differences_to_second_order(self, plan, values):
         check_grads(lambda *v: cubes(plan(*v)), values, order=2, rtol=2e-2, atol=2e-2)
 
+    @pytest.mark.slow
     def test_hessian_and_jacobians(self, plan, values, pair):
         expected = jax.hessian(lambda *v: cubes(self.dense(pair, v)))(*values)
         for second in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
@@ -240,6 +246,7 @@ class TestShardMap:
             expected = jax.grad(dense_loss(a, b), (0, 1))(x, y)
             chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], got), expected, rtol=1e-5)
 
+    @pytest.mark.slow(but="True")
     @pytest.mark.parametrize("jit", [False, True])
     def test_what_is_the_same_on_all_devices_gets_the_sum_of_their_gradients(self, pair, jit):
         a, x, b, y = pair
@@ -266,6 +273,7 @@ class TestShardMap:
         np.testing.assert_allclose(self.shard(gradient)(scales), expected, rtol=1e-5)
 
 
+@pytest.mark.slow(but="True")
 @pytest.mark.parametrize("disordered", [False, True])
 def test_gradients_export_to_every_platform(rng, disordered):
     a, x = random_coo(rng, SHAPE, 8, shuffled=disordered)

@@ -65,6 +65,7 @@ def check_placement(placement, rows, slots, shape):
     )
 
 
+@pytest.mark.slow(but="duplicates-nnz2-shape1-35")
 @pytest.mark.parametrize("nse", [2 * LENGTH, 2 * LENGTH + 3])
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
 @pytest.mark.parametrize("nnz", [(9, 9), (9, 0), (1, 12), (0, 0)])
@@ -80,6 +81,7 @@ def test_two_operands(rng, shape, form, nnz, nse):
         check_placement(placement, operand, np.asarray(indices), shape)
 
 
+@pytest.mark.slow(but="duplicates-3")
 @pytest.mark.parametrize("count", [1, 3, 4])
 @pytest.mark.parametrize("form", FORMS)
 def test_some_operands_in_a_tree(rng, form, count):
@@ -190,6 +192,7 @@ def test_restriction_drops_slots_and_renumbers_the_rest(rng):
         check_placement(placement, operand, slots, SMALL)
 
 
+@pytest.mark.slow(but="positions2")
 @pytest.mark.parametrize("positions", [[0, 2, 4, 5], [4, 0, 9, 2], [1, 1, 0, 1], [9, 3, 9, 3], []])
 def test_placement_of_known_positions(positions):
     nse = 5

@@ -359,6 +359,7 @@ def stand_in(name, **attributes):
     return type(name, (), attributes | {"__getitem__": fail, "__iter__": fail, "__len__": lambda _: 10**6})()
 
 
+@pytest.mark.slow(but="CSC")
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_a_container_instead_of_its_values_says_what_to_pass(kind):
     make, values, indices = CONTAINERS[kind]
@@ -462,6 +463,7 @@ def test_64_bit_arrays_of_jax_lose_no_integer_without_x64():
 INTEGER_THRESHOLDS = [2**32 - 1, 2**32 + 3, 2**40, 2**63, 2**64, 10**400, -1, -(2**40), 2**24 + 1, 0]
 
 
+@pytest.mark.slow(but="18446744073709551616")
 @pytest.mark.parametrize("thresh", INTEGER_THRESHOLDS)
 def test_a_threshold_is_exact_however_it_is_given(thresh):
     """The sums are next to 2**24 and to the largest of the dtype, where float32 has gaps."""

@@ -9,6 +9,7 @@ import pytest
 from jax_sparse_grad._xla_cpu import all_true, argsort, count_true, largest_of, materialise
 
 
+@pytest.mark.slow(but="1")
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 300])
 def test_reductions_by_groups(rng, size):
     flags = rng.random(size) < 0.5
