@@ -87,11 +87,12 @@ def resize(array: Any, size: int, fill: object, axis: int = 0) -> Any:
 
 
 def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """Arrays one after the other; by numpy if it can read all of them, which compiles nothing."""
+    """Arrays one after the other, broadcast along the axes before; by numpy, which compiles nothing, if it can."""
     if len(arrays) == 1:
         return arrays[0]
     numpy: Any = np if all(map(is_on_host, arrays)) else jnp
-    return numpy.concatenate([numpy.asarray(array) for array in arrays], axis)
+    batch = np.broadcast_shapes(*(array.shape[:axis] for array in arrays))
+    return numpy.concatenate([numpy.broadcast_to(array, (*batch, *array.shape[axis:])) for array in arrays], axis)
 
 
 def is_on_host(array: Any) -> bool:

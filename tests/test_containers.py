@@ -16,13 +16,13 @@ from jax_sparse_grad import _numeric
 from matrices import LAYOUTS, NSE, SHAPE, as_bcsr, check_form, random_bcoo, random_bcsr, to_dense
 from samples import is_entry, random_coo, random_values, union_indices
 
-#pytestmark = pytest.mark.usefixtures("either_method")
-
+pytestmark = pytest.mark.usefixtures("either_method")
 
 
 class TestForms:
     """What comes out for what goes in."""
 
+    @pytest.mark.slow(but="sorted-((6, 7), 0, 0)")
     @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
     def test_bcoo_and_bcoo_give_a_bcoo(self, rng, layout):
         if len(layout[0]) == layout[1] + layout[2]:
@@ -42,6 +42,7 @@ class TestForms:
         assert eager.nse == entries.sum(axis=-1).max()
         assert traced.nse == (x.nse + y.nse if x.n_sparse else 1)
 
+    @pytest.mark.slow(but="sorted-((6, 7), 0, 0)")
     @pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
     def test_bcsr_and_bcsr_give_a_bcsr(self, rng, layout):
         x, y = random_bcsr(rng, layout), random_bcsr(rng, layout, nse=5)
@@ -94,6 +95,7 @@ class TestForms:
         check_form(single)
         np.testing.assert_array_equal(to_dense(single), to_dense(operands[0]))
 
+    @pytest.mark.slow
     def test_a_scalar_has_one_entry_whatever_the_number_of_operands(self):
         scalar = BCOO((jnp.array([2.0]), jnp.zeros((1, 0), jnp.int32)), shape=())
         for count in (1, 2, 5):
@@ -126,6 +128,7 @@ class TestForms:
         np.testing.assert_array_equal(to_dense(jax.jit(jsg.add)(y, own)), to_dense(y) + to_dense(own))
         np.testing.assert_array_equal(jsg.add(y, to_dense(own)), to_dense(y) + to_dense(own))
 
+    @pytest.mark.slow(but="sorted-shape0")
     @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (3, 4, 0)])
     def test_shapes_without_cells(self, shape):
         rows = jnp.tile(jnp.array(shape[1:], jnp.int32), (shape[0], 2, 1))
@@ -161,6 +164,7 @@ class TestGradients:
         inside = is_entry(rows, SHAPE)
         return np.where(inside, table[tuple(np.where(inside[:, None], rows, 0).T)], 0)
 
+    @pytest.mark.slow(but="sorted-jit")
     @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
     def test_of_all_operands(self, rng, table, transform):
         # Explicit zeros count as entries; duplicates each get the gradient of their sum, padding gets 0.
@@ -258,10 +262,12 @@ class TestTransformations:
     def values(self, rng):
         return tuple(jnp.asarray(random_values(rng, NSE) / 9) for _ in range(2))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["concrete", pytest.param("traced", marks=pytest.mark.slow)])
     def test_derivatives_of_both_modes_to_second_order(self, function, values):
         check_grads(lambda u, v: (function(u, v) ** 3).sum(), values, order=2, rtol=2e-2, atol=2e-2)
 
+    @pytest.mark.slow
     def test_it_is_linear(self, kind, function, values):
         def derive(*values):
             primal, tangent = jax.jvp(function, values, values)
@@ -281,6 +287,7 @@ class TestTransformations:
         expected = 2 * np.einsum("rci,rcj->ij", *map(np.asarray, jacobians[0]))
         chex.assert_trees_all_close(hessian, expected, rtol=1e-6)
 
+    @pytest.mark.slow(but="sorted-concrete")
     def test_vmap_cond_and_checkpoint(self, kind, function, values):
         @jax.checkpoint
         def either(flag, values):
@@ -327,6 +334,7 @@ class TestTransformations:
             total = jax.vmap(jsg.add)(x, y)
             np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
 
+    @pytest.mark.slow(but="sorted-bcoo")
     @pytest.mark.parametrize("kind", ["bcoo", "bcsr"])
     def test_a_scan_carries_a_sum_of_one_structure(self, rng, kind):
         steps = [random_bcoo(rng, nse=5) for _ in range(4)]
@@ -475,6 +483,7 @@ class TestWeights:
             of_dense = subtract(column(special[:0], []), np.append(special, special[:1]))
             assert bits(of_dense) == bits(-np.append(special, special[:1]))
 
+    @pytest.mark.slow(but="sorted-dense")
     @pytest.mark.parametrize("kind", ["bcoo", "bcsr", "batch", "dense"])
     def test_differences_of_all_forms(self, rng, kind):
         layout = LAYOUTS[2] if kind == "batch" else LAYOUTS[0]
@@ -524,6 +533,7 @@ class TestWeights:
 class TestSumDuplicates:
     """The canonical form of one matrix, against JAX's."""
 
+    @pytest.mark.slow(but="sorted-False-((6, 7), 0, 0)")
     @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
     @pytest.mark.parametrize("remove_zeros", [False, True])
     def test_it_is_that_of_jax(self, rng, layout, remove_zeros):
@@ -556,6 +566,7 @@ class TestSumDuplicates:
         x = column(np.array([1.0, 0, -1], np.float32), [3, 3, 3])
         assert jsg.sum_duplicates(x, remove_zeros=True).data.tolist() == [0.0]
 
+    @pytest.mark.slow
     def test_bcsr(self, rng):
         x = random_bcsr(rng)
         x.data = x.data.at[:3].set(0)
@@ -747,6 +758,7 @@ class TestPaddingOfJax:
             (jnp.asarray(np.append(data, [1.0] * missing), jnp.float32), jnp.asarray(indices)), shape=SHAPE
         ), expected
 
+    @pytest.mark.slow(but="sorted-slice")
     def test_it_adds_nothing(self, matrix):
         x, expected = matrix
         for add in (jsg.add, jax.jit(jsg.add)):
@@ -903,6 +915,7 @@ class TestRefusals:
             with pytest.raises(ValueError, match=r"`x.indptr` must rise from 0 to at most nse \(3\); got \["):
                 jsg.add(matrix, matrix)
 
+    @pytest.mark.slow
     def test_of_data_by_checkify_where_it_is_traced(self, rng):
         x = random_bcoo(rng, ((3, *SHAPE), 1, 0))
 
@@ -918,6 +931,7 @@ class TestRefusals:
         matrix = BCSR((jnp.ones(3), jnp.arange(3), jnp.array([0, 3, 2])), shape=(2, 3))
         assert "`x.indptr` must rise from 0" in message(matrix, matrix)
 
+    @pytest.mark.slow
     def test_an_overflowed_sum_is_poisoned_under_jit(self, rng):
         x, y = random_bcoo(rng, ((3, *SHAPE), 1, 0)), random_bcoo(rng, ((3, *SHAPE), 1, 0), nse=2, padding=1)
         total = jax.jit(lambda x, y: jsg.add(x, y, nse=4))(x, y)

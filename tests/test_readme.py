@@ -32,6 +32,7 @@ def title(snippet):
     return re.findall(r"\*\*([^*]+)\*\*|^#+ (.*)$", prose, re.MULTILINE)[-1]
 
 
+@pytest.mark.slow  # a process each; in CI with the wheel alone
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: "".join(title(snippet)).strip(" .,"))
 def test_snippet_runs_alone_and_prints_its_comments(snippet, tmp_path):
     peers = imported(snippet)
