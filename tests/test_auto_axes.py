@@ -47,7 +47,7 @@ def batches(rng):
     ]
 
 
-@pytest.mark.slow(but="explicit")
+@pytest.mark.slow
 @EITHER_KIND
 def test_a_divided_batch_stays_divided(mesh, batches):
     expected = sum(np.asarray(x.todense()) for x in batches)

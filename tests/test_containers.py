@@ -117,6 +117,7 @@ class TestForms:
         assert jsg.add(x, jnp.ones(SHAPE, jnp.bfloat16)).dtype == jnp.bfloat16
         assert jsg.add(random_bcsr(rng, index_dtype=np.int8), random_bcsr(rng)).indptr.dtype == jnp.int32
 
+    @pytest.mark.slow
     def test_batches_that_share_a_pattern_still_do(self, rng):
         rows = random_bcoo(rng).indices[None]
         x = BCOO((jnp.asarray(random_values(rng, (3, NSE))), rows), shape=(3, *SHAPE))

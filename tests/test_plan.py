@@ -185,6 +185,7 @@ def test_the_promise_of_canonical_input_leaves_no_sort_and_no_conditional(rng):
 
 
 @pytest.mark.usefixtures("method")
+@pytest.mark.slow(but="sorted")
 def test_a_step_with_a_plan_of_concrete_operands_has_no_conditional(rng):
     def step(plan, *values):
         return jax.value_and_grad(lambda values: (plan(*values) ** 2).sum())(values)

@@ -77,6 +77,7 @@ def test_sum_and_gradient_of_anything_in_bounds(example):
 
 
 @given(tensors(in_bounds=False))
+@pytest.mark.slow
 def test_what_lies_out_of_bounds_counts_as_padding_under_jit(example):
     check(*example)
 

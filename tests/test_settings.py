@@ -122,7 +122,7 @@ def test_everything_is_traced_under_every_setting(setting, arguments):
     assert traced.out_info["plan"].shape == (3,)
 
 
-@pytest.mark.slow(but="logging")
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["transfer_guard", "debugging", "logging"])
 def test_compiled_sums_run_under_settings_of_the_run(setting, arguments):
     compiled = jax.jit(every_sum)

@@ -179,6 +179,7 @@ class TestSum:
 
 
 class TestGradient:
+    @pytest.mark.slow
     def test_each_comes_in_its_own_dtype(self, matrices):
         x, y = spread(matrices[:2])
         u, v = x.data.astype(jnp.bfloat16), y.data

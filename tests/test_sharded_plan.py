@@ -90,6 +90,7 @@ def test_the_backward_pass_only_gathers(operands, values):
         assert forbidden not in text
 
 
+@pytest.mark.slow
 def test_it_passes_through_scan_and_vmap_with_hybrid_values(operands, values):
     plan = plan_in_order(*operands)
     batch = [jnp.stack([v, 2 * v]) for v in values]
