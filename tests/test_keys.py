@@ -49,7 +49,7 @@ def index_dtype(shape):
     return np.dtype(np.int32 if max(shape, default=0) < 2**31 else np.uint32)
 
 
-@pytest.mark.slow(but="False-shape21")
+@pytest.mark.slow(but="False-shape5")
 @pytest.mark.parametrize("shape", EDGES)
 @pytest.mark.parametrize("wide", [False, True])
 def test_keys_order_as_rows_do(rng, shape, wide):

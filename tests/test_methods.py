@@ -127,7 +127,7 @@ def check_plainly(shape, rows, values, nse, indices, union, total):
 few = hypothesis.settings(max_examples=25)
 
 
-@pytest.mark.slow(but="shape3-35")
+@pytest.mark.slow(but="shape1-35")
 @few
 @hypothesis.given(st.data())
 @pytest.mark.parametrize(("shape", "nse"), [*((shape, SIDE + 5) for shape in SHAPES.values()), (SHAPES["one word"], 7)])
@@ -185,14 +185,14 @@ def test_sums_that_serve_once(shape, nse, data):
     check(shape, data.draw(operands(shape, SIZES[:3])), nse, tree=False)
 
 
-@pytest.mark.slow(but="sizes0")
+@pytest.mark.slow(but="sizes3")
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 4), (1, 0), (1, 1)])
 def test_nothing_and_almost_nothing(sizes):
     rows = tuple(rows_of(np.arange(size), (5, 6)) for size in sizes)
     check((5, 6), rows, 3)
 
 
-@pytest.mark.slow(but="False-int8-dense0")
+@pytest.mark.slow(but="True-float32-dense3")
 @pytest.mark.parametrize(
     ("dtype", "dense"), [(np.int8, ()), (jnp.bfloat16, ()), (np.complex64, ()), (np.float32, (3,)), (jnp.int4, ())]
 )

@@ -85,15 +85,14 @@ PATTERNS = {
 }
 
 
-@pytest.mark.slow(but="single-shape0")
-@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.parametrize("shape", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_merge_agrees_with_the_plain_one(rng, pattern, shape):
     a, b = PATTERNS[pattern](rng)
     check(np.sort(a), np.sort(b), shape)
 
 
-@pytest.mark.slow(but="0-sizes0")
+@pytest.mark.slow(but="97-sizes4")
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0), (1, 1), (31, 33)])
 @pytest.mark.parametrize("nse", [0, 1, 64, 97])
 def test_arrays_of_any_length_and_slots_of_any_number(rng, sizes, nse):
@@ -116,7 +115,7 @@ def test_positions_of_many_slots_are_scattered_in_blocks(rng, monkeypatch):
     check(a, b, SMALL, nse=NSE + 1)
 
 
-@pytest.mark.slow(but="32")
+@pytest.mark.slow(but="100")
 @pytest.mark.parametrize("size", [0, 1, 32, 100, 5000])
 def test_flags_before_each_are_counted(rng, size):
     flags = rng.random(size) < 0.3
