@@ -338,11 +338,11 @@ def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: i
     `shards` is the number of devices that their rows are spread over.
     """
     for name, array in zip(names[1:], arrays[1:], strict=True):
-        if array.shape[-1] != arrays[0].shape[-1]:
+        shape, first = array.shape[-2:], arrays[0].shape[-2:]
+        if shape[1] != first[1]:
+            hint = _TRANSPOSED if shape[0] == first[0] else _ONE_TRANSPOSED if shape == first[::-1] else ""
             raise ValueError(
-                f"`{name}` must have as many columns (ndims) as `{names[0]}`; "
-                f"got {array.shape[-1]} and {arrays[0].shape[-1]}"
-                + (_TRANSPOSED if len({each.shape[-2] for each in arrays}) == 1 else "")
+                f"`{name}` must have as many columns (ndims) as `{names[0]}`; got {shape[1]} and {first[1]}{hint}"
             )
     check_devices(names, arrays)
     total = sum(array.shape[-2] for array in arrays) // shards
@@ -355,6 +355,7 @@ def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: i
     return tuple(cast(array, dtype) for array in arrays)
 
 
+_ONE_TRANSPOSED = "; if one of these is [ndims, nnz], pass its transpose (`.T`)"
 _TRANSPOSED = "; if these are [ndims, nnz], pass their transposes (`.T`)"
 
 

@@ -32,7 +32,9 @@ def as_weights(weights: Any, count: int) -> list[Scale]:
     if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
         vector = np.asarray(weights) if is_concrete(weights) else weights
         scales = [vector[k] for k in range(vector.shape[0])]
-    elif isinstance(weights, Iterable) and not isinstance(weights, jax.Array | np.ndarray | str | bytes | Mapping):
+    elif isinstance(weights, Iterable) and not isinstance(
+        weights, jax.Array | np.ndarray | str | bytes | Mapping | set | frozenset
+    ):
         scales = list(weights)
     else:
         got = "an array without dimensions" if hasattr(weights, "ndim") else type(weights).__name__

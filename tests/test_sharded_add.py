@@ -401,7 +401,7 @@ class TestFaults:
                 lambda x, y: (x, spread([y.matrix], "beside another axis")[0]),
                 ValueError,
                 r"`y` must be spread over the mesh and axis of `x`; got axis 'rows' of .*; "
-                r"`partition\(y.matrix, x.mesh, x.axis\)` spreads it again",
+                r"`partition\(y.matrix, x.mesh, x.axis, row_starts=x.row_starts\)` spreads it again",
             ),
             (
                 lambda x, y: (x, jax.tree.map(lambda leaf: leaf[None], y)),

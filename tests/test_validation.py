@@ -58,6 +58,11 @@ ADD_FAULTS = [
         "got 4 and 5; if these are [ndims, nnz], pass their transposes (`.T`)",
     ),
     (
+        {"a_indices": np.zeros((5, 2), int), "a_values": np.ones(5), "b_indices": np.zeros((2, 5), int)},
+        ValueError,
+        "got 5 and 2; if one of these is [ndims, nnz], pass its transpose (`.T`)",
+    ),
+    (
         {"a_indices": np.zeros((2, 5), int), "b_indices": np.zeros((2, 5), int)},
         ValueError,
         "got (3, 4) and 5 columns; if these are [ndims, nnz], pass their transposes (`.T`)",

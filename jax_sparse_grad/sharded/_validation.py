@@ -49,7 +49,8 @@ def layout_of_all(operands: Mapping[str, RowSharded]) -> Layout:
             raise ValueError(
                 f"`{name}` must be spread over the mesh and axis of `{first_name}`; "
                 f"got axis {x.axis!r} of {x.mesh} and axis {first.axis!r} of {first.mesh}; "
-                f"`partition({name}.matrix, {first_name}.mesh, {first_name}.axis)` spreads it again"
+                f"`partition({name}.matrix, {first_name}.mesh, {first_name}.axis, row_starts={first_name}.row_starts)` "
+                "spreads it again"
             )
         if x.indices.ndim != 2 or x.data.shape[:1] != x.indices.shape[:1] or x.indices.shape[0] % x.shards:
             raise ValueError(
