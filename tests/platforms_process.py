@@ -25,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jax_sparse_grad as jsg
 from jax_sparse_grad import _tree, sharded
+from jax_sparse_grad.sharded._mesh import Layout
 
 SORTED_BELOW = _tree.SORTED_BELOW
 SHAPE = (40_000, 40_000)
@@ -352,7 +353,7 @@ def on_mesh(operands, *, dense=False):
 
         data, indices = struct((DEVICES * n,), np.float32, "rows"), struct((DEVICES * n, 2), np.int32, "rows")
         starts, nnz = struct((DEVICES + 1,), np.int32), struct((DEVICES,), np.int32, "rows")
-        x = sharded.RowSharded(data, indices, starts, nnz, MATRIX, mesh, "rows")
+        x = sharded.RowSharded(data, indices, starts, nnz, Layout(MATRIX, mesh, "rows"))
         return (x,) * operands + (floats(*MATRIX),) * dense
 
     return arguments
