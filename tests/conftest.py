@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.metadata
+import itertools
 import os
 import pathlib
 
@@ -101,11 +102,15 @@ MAPPINGS = pathlib.Path("/proc/self/maps")
 MOST_MAPPINGS = 30_000  # of the 65,530 that Linux grants a process, which ends with a segmentation fault without more
 
 
-@pytest.fixture(scope="module", autouse=True)
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
 def _few_programs():
     """Compiled programs are dropped in time: each holds memory mappings, and all of them more than there are."""
     yield
-    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+    # Looked at now and then, because that takes some 10 ms: 20 tests add a few thousand.
+    if next(_tests) % 20 == 0 and MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
 
 
