@@ -22,16 +22,13 @@ from jax.typing import ArrayLike
 from jax_sparse_grad import _guards, _numeric, _tree, _union
 from jax_sparse_grad._eager import bucket, buckets, call_concretely, concatenate, is_concrete, resize
 from jax_sparse_grad._keys import Space, space_of
+from jax_sparse_grad._linear import Groups
 from jax_sparse_grad._numeric import add_values, pick_values
 from jax_sparse_grad._primitives import map_batches
 from jax_sparse_grad._threshold import is_kept
 from jax_sparse_grad._tree import UnionTree, entry_counts
-from jax_sparse_grad._types import Form, Order, Spec
+from jax_sparse_grad._types import Arrays, Form, Order, Spec
 from jax_sparse_grad._validation import MOST_ENTRIES
-
-Arrays = tuple[jax.Array, ...]
-Groups = tuple[tuple[int, ...], ...]
-"""For each list of entries the numbers of entries of the operands in it: several if these are joined."""
 
 SEPARATE_BELOW = 1 << 15  # slots: for a shorter concrete sum, 2 s of compilation would save less than 1 ms a call
 
@@ -81,15 +78,20 @@ def add(
             pattern = pattern._replace(indices=_guards.guard_nse(pattern.indices, pattern.union.nnz, nse, bound))
         return pattern.indices, derivative.add(pattern.union, values)
     indices = _guards.guard_operands(spec, indices)
-    form, operands = form_of(nse, spec, indices)
+    form, operands = form_of(nse, spec.order, indices, apart=spec.apart)
     total = derivative.unite_and_add(form, space_of(spec.shape, indices[0].dtype), operands, values, limit)
     return _guards.guard_nse(total.indices, total.nnz, nse, bound), total.values
 
 
-def form_of(nse: int, spec: Spec, indices: Arrays) -> tuple[Form, Arrays]:
-    """The form of a sum of traced operands in `nse` slots, and these: in one list if that is better, and allowed."""
-    operands, joined = (indices, None) if spec.apart else _tree.join(indices, spec.order)
-    return Form(nse, spec.order if joined is None else Order.ANY, joined), operands
+def form_of(nse: int, order: Order, indices: Arrays, *, apart: bool = False) -> tuple[Form, Arrays]:
+    """The form of a sum of traced operands in `nse` slots, and these, perhaps joined."""
+    operands, joined = _join(order, indices, apart)
+    return Form(nse, order if joined is None else Order.ANY, joined), operands
+
+
+def _join(order: Order, indices: Arrays, apart: bool) -> tuple[Arrays, tuple[int, ...] | None]:
+    """The operands; or one list of them all and their sizes, if that is better, and allowed."""
+    return (indices, None) if apart else _tree.join(indices, order)
 
 
 def most_rows(indices: Arrays) -> int:
@@ -116,12 +118,14 @@ def _add_exactly(
 def _unite_then_add(form: Form, space: Space, operands: Arrays, values: Arrays, _: object) -> Total:
     """The sum of concrete operands by the program that also makes plans and eager gradients, and a small one."""
     indices, union = unite(form, space, operands)
-    return Total(indices, _add_batches(_numeric.without_known(union), values), union.nnz)
+    return Total(indices, _add_compiled(_numeric.without_known(union), values), union.nnz)
 
 
-@jax.jit
 def _add_batches(union: UnionTree, values: Arrays) -> jax.Array:
     return map_batches(add_values, union.nnz.ndim)(union, values)
+
+
+_add_compiled = jax.jit(_add_batches)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -130,7 +134,7 @@ def unite_and_add(form: Form, space: Space, operands: Arrays, values: Arrays, _:
     n_batch = n_batch_of(operands)
     if any(_is_shared(operands, k) and not _is_shared(values, k) for k in range(n_batch)):
         sum_indices, union = unite(form, space, operands)
-        return Total(sum_indices, map_batches(add_values, n_batch)(union, values), union.nnz)
+        return Total(sum_indices, _add_batches(union, values), union.nnz)
 
     def add(operands: Arrays, values: Arrays) -> Total:
         sum_indices, union, total = _union.unite_and_add(form, space, operands, values)
@@ -143,7 +147,7 @@ def _is_shared(arrays: Arrays, axis: int) -> bool:
     return all(array.shape[axis] == 1 for array in arrays)
 
 
-LINEAR = Derivative(unite_and_add, lambda union, values: map_batches(add_values, union.nnz.ndim)(union, values))
+LINEAR = Derivative(unite_and_add, _add_batches)
 """Sums that JAX may transpose, and differentiate forward."""
 
 
@@ -162,7 +166,7 @@ def plan(spec: Spec, indices: Arrays) -> Pattern:
     indices = _guards.guard_operands(spec, indices)
     bound = most_rows(indices)
     nse = bound if spec.nse is None else spec.nse
-    form, operands = form_of(nse, spec, indices)
+    form, operands = form_of(nse, spec.order, indices, apart=spec.apart)
     pattern = unite(form, space_of(spec.shape, indices[0].dtype), operands)
     return _guards.guard_nse(pattern, pattern.union.nnz, nse, bound)
 
@@ -299,7 +303,7 @@ def _pad_indices(spec: Spec, indices: Arrays) -> tuple[Arrays, Groups]:
 
     Operands that are sorted as one list are joined first, so that only the total length counts.
     """
-    operands, joined = (indices, None) if spec.apart else _tree.join(indices, spec.order)
+    operands, joined = _join(spec.order, indices, spec.apart)
     sizes = [rows.shape[-2] for rows in operands]
     lengths = buckets(sizes) if spec.shape else sizes  # a scalar tensor has no padding
     axis = n_batch_of(operands)

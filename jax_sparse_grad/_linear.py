@@ -32,8 +32,8 @@ from jax.interpreters import ad, batching, mlir
 
 from jax_sparse_grad._eager import buckets, concatenate, is_on_host, own_transfers, resize
 from jax_sparse_grad._primitives import NONE, join_rows, vary_alike
+from jax_sparse_grad._types import Arrays
 
-Arrays = tuple[jax.Array, ...]
 Groups = tuple[tuple[int, ...], ...]
 """For each array of a map the lengths of the parts that it is joined from."""
 Map = Callable[[Any, Arrays], Arrays]

@@ -16,9 +16,7 @@ from jax_sparse_grad._keys import Space
 from jax_sparse_grad._numeric import add_values, pick_values
 from jax_sparse_grad._primitives import vary_alike
 from jax_sparse_grad._tree import UnionTree
-from jax_sparse_grad._types import ArrayInput, Form, Order, Shape, Spec
-
-Arrays = tuple[jax.Array, ...]
+from jax_sparse_grad._types import ArrayInput, Arrays, Form, Order, Shape, Spec
 
 
 class SparseAddOutput(NamedTuple):

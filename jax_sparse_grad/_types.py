@@ -12,6 +12,8 @@ from jax.experimental.sparse import BCOO as BCOO
 from jax.experimental.sparse import BCSR
 from jax.typing import ArrayLike
 
+Arrays = tuple[jax.Array, ...]
+
 
 class Order(enum.Enum):
     """What is known about the order of operands."""

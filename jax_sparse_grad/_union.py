@@ -25,12 +25,10 @@ from jax_sparse_grad._primitives import NONE, iota_like
 from jax_sparse_grad._seam import Seam
 from jax_sparse_grad._threshold import is_kept
 from jax_sparse_grad._tree import Placement, Then, UnionTree, restrict, skeleton, with_orders, without_tree
-from jax_sparse_grad._types import Form, Order
-
-Values = tuple[jax.Array, ...]
+from jax_sparse_grad._types import Arrays, Form, Order
 
 
-def unite(form: Form, space: Space, operands: tuple[jax.Array, ...]) -> tuple[jax.Array, UnionTree]:
+def unite(form: Form, space: Space, operands: Arrays) -> tuple[jax.Array, UnionTree]:
     """The indices of a sum of index rows `[nnz_k, ndims]`, and the union, for keeping.
 
     Its structure does not depend on what is found out about the operands, so that a loop can carry plans that it makes.
@@ -41,8 +39,8 @@ def unite(form: Form, space: Space, operands: tuple[jax.Array, ...]) -> tuple[ja
 def unite_and_add(
     form: Form,
     space: Space,
-    operands: tuple[jax.Array, ...],
-    values: Values,
+    operands: Arrays,
+    values: Arrays,
     limit: jax.Array | None = None,
     *,
     tree: bool = False,
@@ -61,7 +59,7 @@ class _Static(NamedTuple):
     tree: bool
 
 
-Data = tuple[Space, tuple[jax.Array, ...], tuple[Values, jax.Array] | None]
+Data = tuple[Space, Arrays, tuple[Arrays, jax.Array] | None]
 """The space, the operands, and what a threshold looks at: values and the limit."""
 
 
@@ -74,23 +72,23 @@ class Platform(Protocol):
 
     def unite(
         self,
-        operands: tuple[jax.Array, ...],
+        operands: Arrays,
         space: Space,
         form: Form,
         then: Then[Sum],
-        values: Values = ...,
+        values: Arrays = ...,
         *,
         tree: bool = ...,
     ) -> Sum: ...
 
     def locate(
-        self, rows: Sequence[jax.Array], space: Space | None, then: Callable[[Values], tuple[Placement, ...]]
+        self, rows: Sequence[jax.Array], space: Space | None, then: Callable[[Arrays], tuple[Placement, ...]]
     ) -> tuple[Placement, ...]: ...
 
     def placement_of(self, positions: jax.Array, nse: int) -> Placement: ...
 
 
-def _sum_on(platform: Platform, static: _Static, data: Data, values: Values, separate: bool) -> Sum:
+def _sum_on(platform: Platform, static: _Static, data: Data, values: Arrays, separate: bool) -> Sum:
     form, tree = static
     space, operands, selection = data
     roomy = form if selection is None else form._replace(nse=sum(rows.shape[0] for rows in operands))
@@ -114,7 +112,7 @@ def _sum_on(platform: Platform, static: _Static, data: Data, values: Values, sep
 
 
 def _shapes_of_sum(
-    static: _Static, data: Data, values: Values
+    static: _Static, data: Data, values: Arrays
 ) -> tuple[tuple[jax.ShapeDtypeStruct, UnionTree], jax.ShapeDtypeStruct | None]:
     form = static.form
     _, operands, _ = data
@@ -127,7 +125,7 @@ def _shapes_of_sum(
     return (indices, union), total
 
 
-def _tangent_of_sum(kept: tuple[jax.Array, UnionTree], tangents: Values) -> jax.Array:
+def _tangent_of_sum(kept: tuple[jax.Array, UnionTree], tangents: Arrays) -> jax.Array:
     return add_values(kept[1], tangents)
 
 
@@ -147,9 +145,7 @@ _sum = Seam(
 )
 
 
-def locate(
-    total: jax.Array, operands: tuple[jax.Array, ...], counts: tuple[ArrayLike, ...], space: Space | None
-) -> UnionTree:
+def locate(total: jax.Array, operands: Arrays, counts: tuple[ArrayLike, ...], space: Space | None) -> UnionTree:
     """The places of the first `counts` index rows of each operand among those of a sum, as a union.
 
     Without a space, the width of keys is found from the data. Rows behind `counts`, and those that are not found, have
@@ -159,7 +155,7 @@ def locate(
     return union
 
 
-Location = tuple[jax.Array, tuple[jax.Array, ...], tuple[ArrayLike, ...], Space | None]
+Location = tuple[jax.Array, Arrays, tuple[ArrayLike, ...], Space | None]
 """The rows of the sum and of the operands, the number of those that count, and the space."""
 
 
@@ -167,7 +163,7 @@ def _locate_on(platform: Platform, _: None, data: Location, __: tuple[()], ___: 
     total, operands, counts, space = data
     nse = total.shape[0]
 
-    def place(positions: tuple[jax.Array, ...]) -> tuple[Placement, ...]:
+    def place(positions: Arrays) -> tuple[Placement, ...]:
         kept = (jnp.where(iota_like(each) < count, each, NONE) for each, count in zip(positions, counts, strict=True))
         return tuple(platform.placement_of(each, nse) for each in kept)
 

@@ -218,6 +218,11 @@ def _kinds(nested: Iterable[Any]) -> set[type]:
 _LISTS = {list, tuple}
 
 
+def is_plan(x: Any) -> bool:
+    """Whether it is a plan, whose modules import this one."""
+    return hasattr(x, "union") and callable(x)
+
+
 def _check_not_sparse(name: str, array: Any, part: str) -> None:
     """Check that this is not a sparse container, which numpy and JAX would read element by element.
 
@@ -228,7 +233,7 @@ def _check_not_sparse(name: str, array: Any, part: str) -> None:
         parts = "`x.sum_values`", "`x.sum_indices`"
     elif hasattr(array, "a_val_grad"):
         parts = "`x.a_val_grad` or `x.b_val_grad`", "those of the operand"
-    elif hasattr(array, "union") and callable(array):  # a plan
+    elif is_plan(array):
         parts = "the result of `plan(*values)`", "`plan.indices`"
     elif hasattr(array, "row_starts"):
         parts = "`x.data`, or add it with `jsg.sharded.add`", "`x.indices`, or use `jsg.sharded.plan_sparse_add`"

@@ -68,18 +68,18 @@ def merges():
 LENGTHS = {"merged": 0, "sorted": _tree.SORTED_BELOW}
 
 
-@pytest.fixture(params=LENGTHS)
-def method(request):
-    """How short operands are united: as long ones are, or as they are for users."""
+def _unite_short_operands(request):
     with sorting_below(LENGTHS[request.param]):
         yield
 
 
-@pytest.fixture(params=[pytest.param("merged", marks=pytest.mark.slow), "sorted"])
-def either_method(request):
-    """Likewise, where `jit` makes them large programs: the merges take three to five times as long to compile."""
-    with sorting_below(LENGTHS[request.param]):
-        yield
+# How short operands are united: as long ones are, or as they are for users.
+method = pytest.fixture(params=LENGTHS, name="method")(_unite_short_operands)
+
+# Likewise, where `jit` makes them large programs: the merges take three to five times as long to compile.
+either_method = pytest.fixture(params=[pytest.param("merged", marks=pytest.mark.slow), "sorted"], name="either_method")(
+    _unite_short_operands
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at

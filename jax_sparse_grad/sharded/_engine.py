@@ -19,7 +19,7 @@ from jax_sparse_grad._engine import Total, form_of, unite, unite_and_add
 from jax_sparse_grad._keys import space_of
 from jax_sparse_grad._numeric import add_values, poison_unless
 from jax_sparse_grad._tree import UnionTree, placements_of, settle, truncate
-from jax_sparse_grad._types import Order, Spec
+from jax_sparse_grad._types import Arrays, Order
 from jax_sparse_grad.sharded._guards import (
     all_in_all_shards,
     check_sum_fits,
@@ -30,7 +30,6 @@ from jax_sparse_grad.sharded._guards import (
 from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
 
 T = TypeVar("T")
-Arrays = tuple[jax.Array, ...]
 
 
 class ShardedPattern(NamedTuple):
@@ -74,17 +73,13 @@ def add(
 def _add(layout: Layout, capacity: int, order: Order, row_starts: Arrays, indices: Arrays, values: Arrays) -> Total:
     def add_shard(row_starts: Arrays, operands: tuple[Arrays, Arrays]) -> Total:
         indices, values = operands
-        form, lists = form_of(capacity, _spec(layout, capacity, order), indices)
+        form, lists = form_of(capacity, order, indices)
         rows, total, nnz = unite_and_add(form, space_of(layout.shape, indices[0].dtype), lists, values)
         if order is not Order.CANONICAL:
             total = poison_unless(is_sound(layout, row_starts, indices), total)
         return Total(rows, total, nnz[None])
 
     return on_shards(layout, add_shard, row_starts, (indices, values))
-
-
-def _spec(layout: Layout, capacity: int, order: Order) -> Spec:
-    return Spec((), layout.shape, capacity, order, strict=False)
 
 
 def plan(layout: Layout, capacity: int | None, order: Order, row_starts: Arrays, indices: Arrays) -> ShardedPattern:
@@ -111,7 +106,7 @@ def plan(layout: Layout, capacity: int | None, order: Order, row_starts: Arrays,
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _unite(layout: Layout, capacity: int, order: Order, row_starts: Arrays, indices: Arrays) -> ShardedPattern:
     def unite_shard(row_starts: Arrays, indices: Arrays) -> ShardedPattern:
-        form, operands = form_of(capacity, _spec(layout, capacity, order), indices)
+        form, operands = form_of(capacity, order, indices)
         rows, union = unite(form, space_of(layout.shape, indices[0].dtype), operands)
         sound = jnp.ones_like(union.nnz, bool)
         if order is not Order.CANONICAL:

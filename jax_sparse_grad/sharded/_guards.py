@@ -17,12 +17,11 @@ from jax_sparse_grad import _validation
 from jax_sparse_grad._checks import guard
 from jax_sparse_grad._eager import call_concretely, is_concrete
 from jax_sparse_grad._guards import is_bad
+from jax_sparse_grad._types import Arrays
 from jax_sparse_grad._xla_cpu import all_true
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, own_range
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._validation import layout_of_all
-
-Arrays = tuple[jax.Array, ...]
 
 
 def common_pattern(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[Layout, Arrays, Arrays]:
@@ -127,12 +126,12 @@ def all_in_all_shards(layout: Layout, flags: list[jax.Array]) -> jax.Array:
     return jnp.array(True) if not flags else on_shards(layout, ask, None, flags, replicated_result=True)
 
 
-def most_in_shard(layout: Layout, indices: tuple[jax.Array, ...]) -> int:
+def most_in_shard(layout: Layout, indices: Arrays) -> int:
     """The most entries that a shard of a sum can have."""
     return sum(rows.shape[0] for rows in indices) // layout.shards
 
 
-def is_sound(layout: Layout, row_starts: tuple[jax.Array, ...], indices: tuple[jax.Array, ...]) -> jax.Array:
+def is_sound(layout: Layout, row_starts: Arrays, indices: Arrays) -> jax.Array:
     """Whether all operands are partitioned alike, and this shard holds only rows of its range."""
     low, high = own_range(layout, row_starts[0])
     sound = all_true(jnp.ones_like(indices[0], bool, shape=(1,)))  # varies over the mesh as the rest does
