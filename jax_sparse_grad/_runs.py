@@ -2,11 +2,11 @@
 
 After round r, entry i holds the sum of the entries i ... i + 2**r - 1 of its run. The additions form a balanced tree,
 the same on every platform. The rounds end with the longest run: there are none if all runs have length one. A GPU does
-as many as there could be, because its host would have to look at a flag in every round.
+as many as there could be, because its host would have to look at a flag in every round. They are unrolled: a loop takes
+2.6 times as long for 2*10^6 entries on an H200, because it copies what it carries.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -33,10 +33,10 @@ def sum_runs_by_gathers(values: jax.Array, runs: jax.Array) -> jax.Array:
     return _as_often_as_needed(lambda step: jnp.any(partners(step)[1]), add_partner, values)
 
 
-def sum_runs_by_shifts(values: jax.Array, runs: jax.Array, *, bounded: bool) -> jax.Array:
-    """For machines with much memory bandwidth, and little patience with gathers or, if `bounded`, with flags."""
+def sum_runs_by_shifts(values: jax.Array, runs: jax.Array) -> jax.Array:
+    """For machines with little patience with gathers."""
     size, dtype = values.shape[0], values.dtype
-    values = in_bytes(values)  # XLA:GPU cannot slice narrower integers in a loop
+    values = in_bytes(values)
 
     def ahead(array: jax.Array, step: jax.Array, fill: Any) -> jax.Array:
         return lax.dynamic_slice_in_dim(jnp.concatenate([array, jnp.full_like(array, fill)]), step, size)
@@ -45,15 +45,27 @@ def sum_runs_by_shifts(values: jax.Array, runs: jax.Array, *, bounded: bool) -> 
         return (runs != NONE) & (ahead(runs, step, NONE) == runs)
 
     def add_partner(step: jax.Array, values: jax.Array) -> jax.Array:
-        same_run = has_partner(step).reshape(-1, *[1] * (values.ndim - 1))
-        return jnp.where(same_run, values + ahead(values, step, 0), values)
+        return _add_in_runs(values, ahead(values, step, 0), has_partner(step))
 
-    if bounded:
-        rounds = max(size - 1, 0).bit_length()
-        total = lax.fori_loop(0, rounds, lambda round_, values: add_partner(jnp.uint32(1) << round_, values), values)
-    else:
-        total = _as_often_as_needed(lambda step: jnp.any(has_partner(step)), add_partner, values)
-    return total.astype(dtype)
+    return _as_often_as_needed(lambda step: jnp.any(has_partner(step)), add_partner, values).astype(dtype)
+
+
+def sum_runs_unrolled(values: jax.Array, runs: jax.Array) -> jax.Array:
+    """For XLA:GPU."""
+    size, dtype = values.shape[0], values.dtype
+    values = in_bytes(values)
+    for round_ in range(max(size - 1, 0).bit_length()):
+        step = 1 << round_
+
+        def ahead(array: jax.Array, fill: Any, step: int = step) -> jax.Array:
+            return jnp.concatenate([array[step:], jnp.full_like(array[:step], fill)])
+
+        values = _add_in_runs(values, ahead(values, 0), (runs != NONE) & (ahead(runs, NONE) == runs))
+    return values.astype(dtype)
+
+
+def _add_in_runs(values: jax.Array, partners: jax.Array, same_run: jax.Array) -> jax.Array:
+    return jnp.where(same_run.reshape(-1, *[1] * (values.ndim - 1)), values + partners, values)
 
 
 def _as_often_as_needed(
@@ -72,8 +84,8 @@ def _as_often_as_needed(
 
 sum_runs = per_platform(
     cpu=sum_runs_by_gathers,
-    gpu=partial(sum_runs_by_shifts, bounded=True),
-    otherwise=partial(sum_runs_by_shifts, bounded=False),
+    gpu=sum_runs_unrolled,
+    otherwise=sum_runs_by_shifts,
 )
 """`sum_runs(values, runs)`: sums neighbours with equal numbers in `runs`; the first of them then holds the total.
 

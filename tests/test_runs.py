@@ -1,20 +1,18 @@
 """Sums of neighbours, on every platform, against a loop over the runs."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_sparse_grad._primitives import NONE
-from jax_sparse_grad._runs import sum_runs_by_gathers, sum_runs_by_shifts
+from jax_sparse_grad._runs import sum_runs_by_gathers, sum_runs_by_shifts, sum_runs_unrolled
 from samples import random_values
 
 METHODS = {
     "cpu": sum_runs_by_gathers,
-    "gpu": partial(sum_runs_by_shifts, bounded=True),
-    "tpu": partial(sum_runs_by_shifts, bounded=False),
+    "gpu": sum_runs_unrolled,
+    "tpu": sum_runs_by_shifts,
 }
 
 
