@@ -27,6 +27,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+# On other devices if asked for: `JAX_PLATFORMS=cuda python -m pytest`. Tests that need several of them are skipped.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import hypothesis
 import jax
 import numpy as np

@@ -1,5 +1,6 @@
 """Random sparse tensors, and the dense sum in numpy that every result is compared with."""
 
+import jax
 import numpy as np
 
 from jax_sparse_grad import _keys
@@ -23,6 +24,12 @@ def random_values(rng, shape, dtype=np.float32):
     if dtype.kind == "c":
         values = values + 1j * rng.integers(-9, 9, shape)
     return values.astype(dtype)
+
+
+def special_values():
+    """Floats of which no bit may change: zeros of either sign among them, and NaN, but on GPUs, which have only one."""
+    nans = [np.nan, -np.nan] if jax.default_backend() == "cpu" else []
+    return np.array([0.0, -0.0, np.inf, -np.inf, 3e38, 2e-38, *nans], np.float32)
 
 
 def is_entry(indices, shape):

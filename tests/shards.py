@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_sparse_grad import sharded
 from jax_sparse_grad.sharded._mesh import count_shards
+from meshes import mesh_of
 from samples import is_entry, random_coo, to_dense, union_indices
 
 SHAPE = (40, 30)
@@ -32,7 +33,7 @@ CASES = [
 def make_mesh(name="one axis", axis_type=AxisType.Auto):
     """`(mesh, axis, shards)`."""
     shape, names, axis = MESHES[name]
-    mesh = jax.make_mesh(shape, names, axis_types=(axis_type,) * len(shape))
+    mesh = mesh_of(shape, names, axis_type)
     return mesh, axis, count_shards(mesh, axis)
 
 

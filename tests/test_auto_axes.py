@@ -8,22 +8,19 @@ from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jax_sparse_grad as jsg
+from meshes import mesh_of
 from samples import random_values
 
 BATCH, SHAPE, NSE = 8, (4, 5), 6
 
 
-def make_mesh(kind):
-    return jax.make_mesh((4, 2), ("batch", "other"), axis_types=(kind,) * 2)
-
-
 @pytest.fixture
-def mesh():
-    return make_mesh(AxisType.Explicit)
+def mesh(request):
+    return mesh_of((4, 2), ("batch", "other"), getattr(request, "param", AxisType.Explicit))
 
 
 EITHER_KIND = pytest.mark.parametrize(
-    "mesh", [make_mesh(AxisType.Auto), make_mesh(AxisType.Explicit)], ids=["auto", "explicit"]
+    "mesh", [AxisType.Auto, AxisType.Explicit], indirect=True, ids=["auto", "explicit"]
 )
 
 

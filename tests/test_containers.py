@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 import jax_sparse_grad as jsg
 from jax_sparse_grad import _numeric
 from matrices import LAYOUTS, NSE, SHAPE, as_bcsr, check_form, random_bcoo, random_bcsr, to_dense
-from samples import is_entry, random_coo, random_values, union_indices
+from samples import is_entry, random_coo, random_values, special_values, union_indices
 
 pytestmark = pytest.mark.usefixtures("either_method")
 
@@ -476,12 +476,13 @@ class TestWeights:
         assert jsg.subtract(narrow, column(np.array([201, 1], np.uint8), [0, 1])).data.tolist() == [255, 255]
 
     def test_a_difference_without_a_partner_is_exact(self):
-        special = np.array([0.0, -0.0, np.nan, -np.nan, np.inf], np.float32)
-        x = column(np.array([-0.0], np.float32), [5])
+        special = special_values()
+        count = len(special)
+        x = column(np.array([-0.0], np.float32), [count], count + 1)
         for subtract in (jsg.subtract, jax.jit(jsg.subtract)):
-            total = subtract(x, column(special, range(5)))
+            total = subtract(x, column(special, range(count), count + 1))
             assert bits(total.data) == bits(np.append(-special, np.float32(-0.0)))
-            of_dense = subtract(column(special[:0], []), np.append(special, special[:1]))
+            of_dense = subtract(column(special[:0], [], count + 1), np.append(special, special[:1]))
             assert bits(of_dense) == bits(-np.append(special, special[:1]))
 
     @pytest.mark.slow(but="sorted-dense")

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jax_sparse_grad import _keys, _tree, _union
 from jax_sparse_grad._primitives import NONE
 from jax_sparse_grad._types import Form, Order
+from meshes import mesh_of
 from methods import OTHERS, jit_for
 from samples import is_entry, random_values, union_indices
 
@@ -235,8 +236,7 @@ def test_batches(rng, method, axes):
 @pytest.mark.parametrize("method", OTHERS)
 def test_under_shard_map(rng, method):
     shape, devices = SHAPES["one word"], 4
-    types = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((devices,), ("rows",), axis_types=types, devices=jax.devices()[:devices])
+    mesh = mesh_of((devices,))
     batch = [[rows_of(rng.choice(SIDE, size), shape) for size in SIZES[:2]] for _ in range(devices)]
     values = [[random_values(rng, size) for size in SIZES[:2]] for _ in range(devices)]
     take = [tuple(map(np.concatenate, zip(*each, strict=True))) for each in (batch, values)]

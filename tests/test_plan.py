@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
-from samples import at_rows, is_entry, random_coo, random_values, to_dense, union_indices
+from samples import at_rows, is_entry, random_coo, random_values, special_values, to_dense, union_indices
 
 pytestmark = pytest.mark.usefixtures("merges")
 
@@ -137,9 +137,9 @@ def test_overflow_poisons_derivatives(rng):
 
 
 def test_a_lone_entry_arrives_bit_for_bit():
-    special = np.array([-0.0, 0.0, np.inf, -np.inf, np.nan, 3e38, 2e-38], np.float32)
-    ones = np.arange(7).reshape(-1, 1)
-    plan = jsg.plan_sparse_add(ones, ones + 7, ones + 14, shape=(21,))
+    special = special_values()
+    ones, count = np.arange(len(special)).reshape(-1, 1), len(special)
+    plan = jsg.plan_sparse_add(ones, ones + count, ones + 2 * count, shape=(3 * count,))
     values = plan(special, special, special)
     np.testing.assert_array_equal(np.asarray(values).view(np.uint32), np.tile(special, 3).view(np.uint32))
 

@@ -30,6 +30,7 @@ toy = Seam(
     ),
     lambda kept, values: values[0] * kept[0],
 )
+OWN = {"cpu": 1, "gpu": 2}.get(jax.default_backend(), 3)  # the factor of the platform of the tests
 DATA, VALUES = jnp.arange(1, 5, dtype=jnp.int32), jnp.array([1.0, -2.0, 0.5, 3.0])
 
 
@@ -38,7 +39,7 @@ def run(data, values):
     return sums, factor, scaled
 
 
-@pytest.mark.parametrize(("method", "factor"), [("cpu", 1), ("gpu", 2), ("tpu", 3), (None, 1)])
+@pytest.mark.parametrize(("method", "factor"), [("cpu", 1), ("gpu", 2), ("tpu", 3), (None, OWN)])
 def test_each_platform_runs_its_method(method, factor):
     sums, found, scaled = jit_for(method, run)(DATA, VALUES)
     np.testing.assert_array_equal(sums, [1, 3, 6, 10])
@@ -107,8 +108,8 @@ def test_what_depends_on_data_alone_is_known_where_values_are_not():
 def test_a_function_of_integers_may_differ_by_platform():
     which = per_platform(cpu=lambda x: x + 1, gpu=lambda x: x + 2, otherwise=lambda x: x + 3)
     assert [int(jit_for(method, which)(jnp.int32(0))) for method in ("cpu", "gpu", "tpu")] == [1, 2, 3]
-    np.testing.assert_array_equal(jax.vmap(which)(DATA), DATA + 1)
-    assert jax.grad(lambda x: x * which(DATA)[0])(2.0) == 2.0
+    np.testing.assert_array_equal(jax.vmap(which)(DATA), DATA + OWN)
+    assert jax.grad(lambda x: x * which(DATA)[0])(2.0) == 1.0 + OWN
 
 
 def test_the_program_of_a_sum_can_be_read():

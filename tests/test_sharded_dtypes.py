@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from jax_sparse_grad import sharded
+from meshes import mesh_of
 from shards import as_bcoo, host, spread
 
 NARROW = ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
@@ -24,7 +24,7 @@ def dtype(request):
 
 @pytest.fixture
 def mesh():
-    return jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    return mesh_of((2,))
 
 
 def rows_of(x):

@@ -168,7 +168,7 @@ def test_values_in_a_wrapper(operands, values):
 @pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_values_that_are_not_divided_yet_are_divided(axis_type):
-    mesh = jax.make_mesh((8,), ("rows",), axis_types=(axis_type,))
+    mesh, _, _ = make_mesh(axis_type=axis_type)
     x = sharded.partition(BCOO.fromdense(np.eye(16, dtype=np.float32)), mesh, "rows")
     ones = np.ones(16, np.float32)
     plan = sharded.plan_sparse_add(x, x)

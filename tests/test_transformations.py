@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
+from meshes import mesh_of
 from samples import at_rows, random_coo, to_dense, union_indices
 
 pytestmark = pytest.mark.usefixtures("merges")
@@ -227,11 +228,9 @@ class TestPlan:
 
 
 class TestShardMap:
-    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
-
     def shard(self, function):
         spec = PartitionSpec("rows")
-        return jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=spec, out_specs=spec))
+        return jax.shard_map(function, mesh=mesh_of((4,)), in_specs=spec, out_specs=spec)
 
     def test_each_device_adds_its_own_tensors(self, rng):
         pairs = [(*random_coo(rng, SHAPE, 8, **FORM), *random_coo(rng, SHAPE, 8)) for _ in range(4)]
@@ -241,7 +240,7 @@ class TestShardMap:
             grads = jax.grad(sparse_loss(a[0], b[0]), (0, 1))(x[0], y[0])
             return jax.tree.map(lambda g: g.reshape(1, *g.shape), grads)
 
-        got = self.shard(gradient)(*stacked)
+        got = jax.jit(self.shard(gradient))(*stacked)
         for k, (a, x, b, y) in enumerate(pairs):
             expected = jax.grad(dense_loss(a, b), (0, 1))(x, y)
             chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], got), expected, rtol=1e-5)
@@ -255,8 +254,7 @@ class TestShardMap:
         def gradient(pattern):
             return jax.grad(lambda x: cubes(add(pattern[0], x, b, y, nse=20).sum_values))(x).reshape(1, -1)
 
-        spec = PartitionSpec("rows")
-        sharded = jax.shard_map(gradient, mesh=self.mesh, in_specs=spec, out_specs=spec)
+        sharded = self.shard(gradient)
         got = (jax.jit(sharded) if jit else sharded)(patterns)
         expected = sum(jax.grad(dense_loss(pattern, b))(x, y) for pattern in patterns)
         np.testing.assert_allclose(got, np.stack([expected] * 4), rtol=1e-5, atol=1e-6)
@@ -270,7 +268,7 @@ class TestShardMap:
             return jax.grad(lambda s: cubes(plan(s[0] * x, s[0] * y)))(scale)
 
         expected = 3 * scales**2 * cubes(plan(x, y))
-        np.testing.assert_allclose(self.shard(gradient)(scales), expected, rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(self.shard(gradient))(scales), expected, rtol=1e-5)
 
 
 @pytest.mark.slow(but="True")

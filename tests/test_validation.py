@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import sparse
 
 import jax_sparse_grad as jsg
+from meshes import devices
 from samples import aligned
 
 SHAPE = (3, 4)
@@ -499,7 +500,7 @@ def test_a_threshold_beyond_the_dtype_acts_as_infinity(thresh):
 
 
 def test_operands_on_different_devices_are_named():
-    first, second = jax.devices()[:2]
+    first, second = devices(2)
     plan = jsg.plan_sparse_add([[0, 1]], [[0, 1]], shape=SHAPE)
     value = np.ones(1, np.float32)
     with pytest.raises(ValueError, match=re.escape("`values[1]` must be on the devices of `values[0]`; got ")):
