@@ -27,7 +27,7 @@ from jax_sparse_grad._numeric import add_values, pick_values
 from jax_sparse_grad._primitives import map_batches
 from jax_sparse_grad._threshold import is_kept
 from jax_sparse_grad._tree import UnionTree, entry_counts
-from jax_sparse_grad._types import Arrays, Form, Order, Spec
+from jax_sparse_grad._types import Arrays, Form, Limit, Order, Spec
 from jax_sparse_grad._validation import MOST_ENTRIES
 
 SEPARATE_BELOW = 1 << 15  # slots: for a shorter concrete sum, 2 s of compilation would save less than 1 ms a call
@@ -55,7 +55,7 @@ class Derivative(NamedTuple):
     add: `(union, values)`, values through a union that is known.
     """
 
-    unite_and_add: Callable[[Form, Space, Arrays, Arrays, jax.Array | None], Total]
+    unite_and_add: Callable[[Form, Space, Arrays, Arrays, Limit | None], Total]
     add: Callable[[UnionTree, Arrays], jax.Array]
 
 
@@ -63,7 +63,7 @@ class Derivative(NamedTuple):
 
 
 def add(
-    spec: Spec, indices: Arrays, values: Arrays, derivative: Derivative, limit: jax.Array | None = None
+    spec: Spec, indices: Arrays, values: Arrays, derivative: Derivative, limit: Limit | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """The indices and values of a sum, of which a limit drops some entries."""
     if is_concrete(indices, values, limit):
@@ -101,7 +101,7 @@ def most_rows(indices: Arrays) -> int:
 
 
 def _add_exactly(
-    spec: Spec, indices: Arrays, values: Arrays, derivative: Derivative, limit: jax.Array | None
+    spec: Spec, indices: Arrays, values: Arrays, derivative: Derivative, limit: Limit | None
 ) -> tuple[jax.Array, jax.Array]:
     padded, groups = _pad_indices(spec, indices)
     form = Form(most_rows(padded), _order_of(spec, indices, padded))
@@ -191,7 +191,7 @@ def unite(form: Form, space: Space, operands: Arrays) -> Pattern:
     return map_batches(unite, n_batch_of(operands))(*operands)
 
 
-def _keep(spec: Spec, nse: int, pattern: Pattern, values: Arrays, limit: jax.Array) -> Pattern:
+def _keep(spec: Spec, nse: int, pattern: Pattern, values: Arrays, limit: Limit) -> Pattern:
     """The pattern of those slots that a limit keeps, in `nse` slots."""
     space = space_of(spec.shape, pattern.indices.dtype)
     if not is_concrete(pattern, values, limit):
@@ -211,7 +211,7 @@ def _keep(spec: Spec, nse: int, pattern: Pattern, values: Arrays, limit: jax.Arr
 
 
 @partial(jax.jit, static_argnums=0)
-def _restrict(nse: int, space: Space, pattern: Pattern, values: Arrays, limit: jax.Array) -> Pattern:
+def _restrict(nse: int, space: Space, pattern: Pattern, values: Arrays, limit: Limit) -> Pattern:
     indices, union = pattern
     return Pattern(*_tree.restrict(indices, union, is_kept(union, values, limit), space, nse))
 
@@ -287,8 +287,13 @@ def add_to_dense(spec: Spec, dense: jax.Array, indices: Arrays, values: Arrays) 
     """A dense array with the values of sparse operands added to it."""
     if not is_concrete(indices):
         return _numeric.scatter_add(dense, _guards.guard_operands(spec, indices), values, spec.shape)
-    padded, groups = _pad_indices(spec, indices)
-    call_concretely(lambda: _guards.check_concrete(spec, indices, padded))
+
+    def pad_and_check() -> tuple[Arrays, Groups]:
+        padded, groups = _pad_indices(spec, indices)
+        _guards.check_concrete(spec, indices, padded)
+        return padded, groups
+
+    padded, groups = call_concretely(pad_and_check)
     if is_concrete(values):
         # `jax.transfer_guard("disallow")` requires an explicit transfer of what numpy padded.
         indices, values = jax.device_put((padded, _pad_values(values, padded, groups)))

@@ -30,7 +30,18 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching, mlir
 
-from jax_sparse_grad._eager import buckets, concatenate, is_on_host, own_transfers, resize
+from jax_sparse_grad._eager import (
+    REPEATED,
+    REPEATED_ELSEWHERE,
+    buckets,
+    comes_again,
+    concatenate,
+    is_for_numpy,
+    is_on_cpu,
+    numpy_reaches,
+    own_transfers,
+    resize,
+)
 from jax_sparse_grad._primitives import NONE, join_rows, vary_alike
 from jax_sparse_grad._types import Arrays
 
@@ -69,10 +80,8 @@ def linear(apply: Map, transpose: Map, data: Any, x: Arrays, x_groups: Groups, y
     return tuple(y)
 
 
-REPEATED = 100  # calls, after which compiling for their lengths (0.1 s) pays: padding takes 1 ms, or doubles the time
 MOST_PROGRAMS = 256  # of that kind: each holds some 20 of the 65,530 memory mappings that Linux grants a process
 
-_calls: dict[tuple[Any, ...], int] = {}
 _own_programs: set[tuple[Any, ...]] = set()
 _linear = jax.extend.core.Primitive("sparse_add_linear")
 _linear.multiple_results = True
@@ -123,20 +132,19 @@ def _lower(
 
 
 def _execute(*operands: jax.Array, **parameters: Any) -> Sequence[jax.Array]:
-    """The map of concrete arrays: at lengths for which little is compiled, if numpy can pad and cut."""
+    """The map of concrete arrays: at lengths for which little is compiled, if numpy reaches them."""
     with jax.disable_jit(False), own_transfers():
-        if not all(map(is_on_host, operands)) or _is_worth_a_program(tuple(parameters.values())):
+        if not numpy_reaches(operands) or _is_worth_a_program(operands, tuple(parameters.values())):
             return _lower(*operands, **parameters)
         return _execute_in_buckets(*operands, **parameters)
 
 
-def _is_worth_a_program(key: tuple[Any, ...]) -> bool:
+def _is_worth_a_program(operands: Sequence[Any], key: tuple[Any, ...]) -> bool:
     """Whether these lengths come again and again, as when a plan is called in a loop outside of `jit`."""
-    calls = _calls.get(key, 0)
-    if calls < REPEATED:
-        _calls[key] = calls + 1
-        return False
-    if len(_own_programs) < MOST_PROGRAMS:
+    if key in _own_programs:
+        return True
+    often = REPEATED if is_on_cpu(operands) else REPEATED_ELSEWHERE
+    if comes_again(often, _linear, key) and len(_own_programs) < MOST_PROGRAMS:
         _own_programs.add(key)
     return key in _own_programs
 
@@ -203,8 +211,8 @@ def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], **parameter
 
 
 def _zeros_like(array: Any) -> jax.Array:
-    """Zeros, made by numpy if they can lie where the array does: that compiles nothing."""
-    if not is_on_host(array):
+    """Zeros where the array lies."""
+    if not is_for_numpy((array,), "zeros"):
         return jnp.zeros_like(array)
     return jax.device_put(np.zeros(array.shape, array.dtype))
 

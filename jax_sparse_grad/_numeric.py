@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad._eager import is_concrete
+from jax_sparse_grad._eager import is_concrete, read
 from jax_sparse_grad._keys import columns_of, is_entry
 from jax_sparse_grad._linear import linear
 from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, map_batches, negative_zero
@@ -69,12 +69,12 @@ def without_flags(union: UnionTree) -> UnionTree:
 
     In a batch, what one needs, all do.
     """
-    return settle(union, lambda unique: bool(np.all(np.asarray(unique))) if is_concrete(unique) else None)
+    return settle(union, lambda unique: bool(np.all(read(unique))) if is_concrete(unique) else None)
 
 
 def _is_known(array: jax.Array, holds: Callable[[np.ndarray], Any]) -> bool:
     """Whether the array is concrete, and a condition holds for all of it."""
-    return is_concrete(array) and bool(np.all(holds(np.asarray(array))))
+    return is_concrete(array) and bool(np.all(holds(read(array))))
 
 
 def _add(route: _Route, values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

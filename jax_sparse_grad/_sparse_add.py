@@ -16,7 +16,7 @@ from jax_sparse_grad._keys import Space
 from jax_sparse_grad._numeric import add_values, pick_values
 from jax_sparse_grad._primitives import vary_alike
 from jax_sparse_grad._tree import UnionTree
-from jax_sparse_grad._types import ArrayInput, Arrays, Form, Order, Shape, Spec
+from jax_sparse_grad._types import ArrayInput, Arrays, Form, Limit, Order, Shape, Spec
 
 
 class SparseAddOutput(NamedTuple):
@@ -124,13 +124,13 @@ def sparse_add(
 
 
 @partial(jax.jit, static_argnums=0)
-def _unite_and_add(form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None) -> Total:
+def _unite_and_add(form: Form, space: Space, operands: Arrays, values: Arrays, limit: Limit | None) -> Total:
     # A backward rule must return cotangents that vary over the mesh as its arguments do: so these all do alike.
     return _sparse_add(form, *vary_alike((space, operands, values, limit)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sparse_add(form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None) -> Total:
+def _sparse_add(form: Form, space: Space, operands: Arrays, values: Arrays, limit: Limit | None) -> Total:
     """SparseAdd, whose backward rule is SparseAddGrad.
 
     A `custom_vjp`, and not the linear map that plans are (`_numeric.add_values`): its forward pass without a gradient
@@ -143,7 +143,7 @@ def _sparse_add(form: Form, space: Space, operands: Arrays, values: Arrays, limi
 
 
 def _sparse_add_fwd(
-    form: Form, space: Space, operands: Arrays, values: Arrays, limit: jax.Array | None
+    form: Form, space: Space, operands: Arrays, values: Arrays, limit: Limit | None
 ) -> tuple[Total, UnionTree]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
     indices, union, total = _union.unite_and_add(form, space, operands, values, limit, tree=True)

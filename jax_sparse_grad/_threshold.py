@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax_sparse_grad._numeric import add_values
 from jax_sparse_grad._primitives import NONE
 from jax_sparse_grad._tree import UnionTree
+from jax_sparse_grad._types import Limit
 
 
-def is_kept(union: UnionTree, values: tuple[jax.Array, ...], thresh: jax.Array) -> jax.Array:
+def is_kept(union: UnionTree, values: tuple[jax.Array, ...], thresh: Limit) -> jax.Array:
     """Which slots do not hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
     total = add_values(union, values, in_passing=True)
     a, b = union.placements
@@ -19,7 +20,7 @@ def is_kept(union: UnionTree, values: tuple[jax.Array, ...], thresh: jax.Array) 
     return ~(shared & jnp.all(_is_below(total, thresh), axis=dense_axes))
 
 
-def _is_below(total: jax.Array, thresh: jax.Array) -> jax.Array:
+def _is_below(total: jax.Array, thresh: Limit) -> jax.Array:
     """`abs(total) < thresh`; false for NaN."""
     if jnp.issubdtype(total.dtype, jnp.inexact):
         magnitude = jnp.abs(total)
@@ -38,4 +39,4 @@ def _is_below(total: jax.Array, thresh: jax.Array) -> jax.Array:
         whole = jnp.ceil(thresh)
         beyond = whole >= 2.0 ** (8 * unsigned.itemsize)
         last = jnp.where(beyond, unsigned.type(largest), whole.astype(unsigned) - unsigned.type(1))
-    return (thresh > 0) & (magnitude <= last)
+    return jnp.logical_and(thresh > 0, magnitude <= last)

@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jax_sparse_grad import _keys
-from jax_sparse_grad._eager import concatenate, resize
+from jax_sparse_grad._eager import concatenate, read, resize
 from jax_sparse_grad._keys import Space
 from jax_sparse_grad._primitives import NONE, gather, iota_like, scatter, split_rows
 from jax_sparse_grad._seam import per_platform
@@ -160,7 +160,7 @@ def separate(union: UnionTree) -> UnionTree:
     ends = list(itertools.accumulate(child.sizes))[:-1]
     placements = []
     positions: Any
-    for positions in np.split(np.asarray(together), ends, len(batches)):
+    for positions in np.split(read(together), ends, len(batches)):
         slots = positions.reshape(math.prod(batches), positions.shape[-1])
         sources: Any = np.full((slots.shape[0], nse), NONE)
         batch, entry = np.nonzero(slots < nse)
@@ -240,7 +240,7 @@ def slots_of(union: UnionTree, outer: jax.Array | None = None) -> list[jax.Array
 
 def most_entries(nnz: jax.Array) -> int:
     """The largest of the concrete numbers of entries in a batch."""
-    return int(np.max(np.asarray(nnz), initial=0))
+    return int(np.max(read(nnz), initial=0))
 
 
 def fit(union: UnionTree, nse: int, counts: Iterator[tuple[int, ...]]) -> UnionTree:

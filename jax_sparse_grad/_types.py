@@ -14,6 +14,9 @@ from jax.typing import ArrayLike
 
 Arrays = tuple[jax.Array, ...]
 
+Limit = jax.Array | np.ndarray[Any, Any]
+"""A threshold without dimensions. What the user gave as a number stays with numpy: no device is asked for it."""
+
 
 class Order(enum.Enum):
     """What is known about the order of operands."""

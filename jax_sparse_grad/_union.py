@@ -25,7 +25,7 @@ from jax_sparse_grad._primitives import NONE, iota_like
 from jax_sparse_grad._seam import Seam
 from jax_sparse_grad._threshold import is_kept
 from jax_sparse_grad._tree import Placement, Then, UnionTree, restrict, skeleton, with_orders, without_tree
-from jax_sparse_grad._types import Arrays, Form, Order
+from jax_sparse_grad._types import Arrays, Form, Limit, Order
 
 
 def unite(form: Form, space: Space, operands: Arrays) -> tuple[jax.Array, UnionTree]:
@@ -41,7 +41,7 @@ def unite_and_add(
     space: Space,
     operands: Arrays,
     values: Arrays,
-    limit: jax.Array | None = None,
+    limit: Limit | None = None,
     *,
     tree: bool = False,
 ) -> tuple[jax.Array, UnionTree, jax.Array]:
@@ -59,7 +59,7 @@ class _Static(NamedTuple):
     tree: bool
 
 
-Data = tuple[Space, Arrays, tuple[Arrays, jax.Array] | None]
+Data = tuple[Space, Arrays, tuple[Arrays, Limit] | None]
 """The space, the operands, and what a threshold looks at: values and the limit."""
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jax_sparse_grad._eager import evaluate_if_concrete, is_concrete, own_transfers
+from jax_sparse_grad._eager import evaluate_if_concrete, is_concrete, own_transfers, read
+from jax_sparse_grad._types import Limit
 
 MOST_ENTRIES = 2**31 - 1
 """Entries are counted and placed in int32."""
@@ -36,8 +37,7 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
             "or mark it static (`jax.jit(..., static_argnames=...)`)"
         )
     if isinstance(shape, jax.Array):
-        with own_transfers():
-            shape = np.asarray(shape)  # inside `jit`, its elements would be tracers
+        shape = read(shape)  # inside `jit`, its elements would be tracers
     if isinstance(shape, np.ndarray) and shape.ndim == 0:
         raise TypeError(f"{expected}, got the scalar {shape}; write one dimension as ({shape},)")
     ordered = isinstance(shape, Iterable) and not isinstance(shape, str | bytes | Mapping | set | frozenset)
@@ -149,8 +149,7 @@ def _narrow(name: str, array: jax.Array, dtype: np.dtype) -> jax.Array:
                 f"`{name}` must not be traced as {array.dtype} while `jax_enable_x64` is off: {dtype} might not hold "
                 "its values; set `jax_enable_x64`, or cast them before tracing"
             )
-        with own_transfers():
-            _check_fits(name, np.asarray(array))
+        _check_fits(name, read(array))
     with evaluate_if_concrete(array):
         return jax.lax.convert_element_type(array, dtype)
 
@@ -499,8 +498,11 @@ def cast(array: jax.Array, dtype: Any) -> jax.Array:
         return array.astype(dtype)
 
 
-def as_thresh(thresh: Any) -> jax.Array:
-    """A real scalar threshold: exact for every number that a supported dtype can reach, infinite above all of these."""
+def as_limit(thresh: Any) -> Limit | None:
+    """A threshold; None if it is known to drop nothing, because no magnitude is less than 0.
+
+    It is exact for every number that a supported dtype can reach, and infinite above all of these.
+    """
     thresh = unwrap(thresh)
     if isinstance(thresh, jax.Array) and not is_concrete(thresh):
         _check_thresh(thresh)
@@ -512,19 +514,11 @@ def as_thresh(thresh: Any) -> jax.Array:
         _check_thresh(host)
         if np.isnan(host):
             raise ValueError("`thresh` must not be NaN")
-        if isinstance(thresh, jax.Array) and host.dtype == _canonical(host.dtype):
-            return thresh
         # float32 lacks some of the whole numbers that 32-bit integers have.
         whole = jnp.issubdtype(host.dtype, jnp.integer) or (2**24 < float(host) < 2**32 and float(host).is_integer())
         exact = int(host) if whole else host
-    with evaluate_if_concrete(thresh):
-        return jax.device_put(_nearest(exact))
-
-
-def as_limit(thresh: Any) -> jax.Array | None:
-    """A threshold; None if it is known to drop nothing, because no magnitude is less than 0."""
-    limit = as_thresh(thresh)
-    return None if is_concrete(limit) and np.asarray(limit) <= 0 else limit
+    limit = _nearest(exact)
+    return limit if limit > 0 else None
 
 
 def _read_thresh(thresh: Any) -> np.ndarray:
@@ -534,8 +528,7 @@ def _read_thresh(thresh: Any) -> np.ndarray:
     if not isinstance(thresh, np.generic | float | complex | bool) and not hasattr(thresh, "__array__"):
         raise TypeError(f"{expected}, got {_shown(thresh)}")  # numpy would read a container element by element
     try:
-        with own_transfers():
-            host = np.asarray(thresh)
+        host = read(thresh)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{expected}, got {_shown(thresh)}") from error
     if host.dtype == object or not jnp.issubdtype(host.dtype, np.generic):

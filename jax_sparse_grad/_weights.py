@@ -12,7 +12,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jax_sparse_grad import _keys, _validation
-from jax_sparse_grad._eager import in_buckets, is_concrete
+from jax_sparse_grad._eager import in_buckets, is_concrete, read
 from jax_sparse_grad._primitives import map_batches
 
 
@@ -30,7 +30,7 @@ Scale = complex | jax.Array | np.ndarray[Any, Any] | Minus | None
 def as_weights(weights: Any, count: int) -> list[Scale]:
     weights = _validation.unwrap(weights)
     if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
-        vector = np.asarray(weights) if is_concrete(weights) else weights
+        vector = read(weights) if is_concrete(weights) else weights
         scales = [vector[k] for k in range(vector.shape[0])]
     elif isinstance(weights, Iterable) and not isinstance(
         weights, jax.Array | np.ndarray | str | bytes | Mapping | set | frozenset

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 import jax_sparse_grad as jsg
 from compilations import compilations_of
 from jax_sparse_grad import _eager
+from meshes import devices, mesh_of
 from samples import random_coo, to_dense, union_indices
 
 
@@ -35,13 +36,29 @@ def test_resize_cuts_or_fills(size):
 
 
 def test_arrays_on_another_device_stay_there():
-    array = jax.device_put(jnp.arange(3), jax.devices()[1])
-    assert _eager.resize(array, 5, 0).devices() == {jax.devices()[1]}
+    _, other = devices(2)
+    assert _eager.resize(jax.device_put(jnp.arange(3), other), 5, 0).devices() == {other}
+
+
+def test_away_from_a_cpu_numpy_resizes_until_a_length_has_come_often(monkeypatch):
+    monkeypatch.setattr(_eager, "is_on_cpu", lambda arrays: False)
+    monkeypatch.setattr(_eager, "_calls", {})
+    resized = [_eager.resize(jnp.arange(3), 5, 0) for _ in range(_eager.REPEATED_ELSEWHERE + 2)]
+    assert [isinstance(array, np.ndarray) for array in resized[-3:]] == [True, False, False]
+    np.testing.assert_array_equal(np.stack(resized), [[0, 1, 2, 0, 0]] * len(resized))
+    assert isinstance(_eager.resize(jnp.arange(3), 4, 0), np.ndarray)
+
+
+def test_few_kinds_of_calls_are_remembered(monkeypatch):
+    monkeypatch.setattr(_eager, "_calls", {})
+    assert [_eager.comes_again(1, "sum", 5) for _ in range(3)] == [False, True, True]
+    for length in range(2 * _eager.MOST_REMEMBERED):
+        assert not _eager.comes_again(1, "sum", length, "long")
+    assert len(_eager._calls) <= _eager.MOST_REMEMBERED + 1
 
 
 def in_shard_map(function):
-    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    return jax.shard_map(function, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
+    return jax.shard_map(function, mesh=mesh_of((2,)), in_specs=P("rows"), out_specs=P("rows"))
 
 
 TRACED = {

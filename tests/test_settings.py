@@ -10,6 +10,7 @@ import pytest
 from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
+from meshes import devices
 from samples import to_dense
 
 SHAPE = (3, 4)
@@ -104,6 +105,17 @@ def check(results):
     np.testing.assert_array_equal(results["gradients"], [30, 10, 10])
     np.testing.assert_array_equal(results["sparse_add_grad"].a_val_grad, [30, 10, 10])
     np.testing.assert_array_equal(results["sparse_add_grad"].b_val_grad, [10, 20])
+
+
+CALLS = {"eager": lambda function: function(), "jit": lambda function: jax.jit(function)()}
+
+
+@pytest.mark.slow(but="jit")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_concrete_arguments_may_lie_where_numpy_does_not_reach_them(call, arguments):
+    """Another CPU stands for a GPU here."""
+    elsewhere = jax.device_put(arguments, devices(2)[1])
+    check(jax.device_get(call(lambda: every_sum(*elsewhere))))
 
 
 @pytest.mark.slow(but="transfer_guard, everywhere")

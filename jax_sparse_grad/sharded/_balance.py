@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad import _keys, _validation
-from jax_sparse_grad._eager import call_concretely, is_concrete
+from jax_sparse_grad._eager import call_concretely, is_concrete, read
 from jax_sparse_grad._primitives import at
 from jax_sparse_grad._types import HostMatrix
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards
@@ -144,7 +144,7 @@ def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> np.ndarray:
     """Concrete starts of `shards` ranges that cover all rows."""
     if isinstance(row_starts, RowSharded):
         raise TypeError("`row_starts` must be integers, got RowSharded; pass its `row_starts`")
-    starts = np.asarray(row_starts)
+    starts = read(row_starts)
     if not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"`row_starts` must be integers, got {starts.dtype}")
     if starts.shape != (shards + 1,):

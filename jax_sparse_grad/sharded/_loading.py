@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad._eager import read
 from jax_sparse_grad._types import HostMatrix, RowStarts, Shape
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._guards import check_capacity
@@ -273,7 +274,7 @@ def _share(layout: Layout, facts: dict[int, tuple[int, ...]]) -> np.ndarray:
         return np.array([facts[_shard_of(index)]], np.int32)
 
     local = from_host(layout.mesh, PartitionSpec(layout.axis), (layout.shards, width), facts_of)
-    return np.asarray(_replicate_facts(layout, local))
+    return read(_replicate_facts(layout, local))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jax_sparse_grad._eager import is_concrete
+from jax_sparse_grad._eager import is_concrete, read
 from jax_sparse_grad.sharded._mesh import Axis, Layout, from_host
 
 
@@ -118,7 +118,7 @@ def _to_host(name: str, mesh: Mesh, leaf: Any) -> Any:
     spec = None
     if isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh:
         spec = tuple(leaf.sharding.spec)
-    return _HostArray(np.asarray(leaf), spec)
+    return _HostArray(read(leaf), spec)
 
 
 def _restore(kind: type, description: dict[str, Any], saved: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import Mesh
 
 from jax_sparse_grad import _containers, _validation
-from jax_sparse_grad._eager import is_concrete
+from jax_sparse_grad._eager import is_concrete, read
 from jax_sparse_grad.sharded._mesh import Axis, Layout
 from jax_sparse_grad.sharded._operand import RowSharded
 
@@ -76,7 +76,7 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
         n_batch, n_sparse = _containers.common_layout({name: operand})
         if n_batch or not n_sparse:
             raise ValueError(f"`{name}` must have n_batch 0 and rows; got n_batch {n_batch} and n_sparse {n_sparse}")
-        indices, values = np.asarray(_containers.indices_of(name, operand)), np.asarray(operand.data)
+        indices, values = read(_containers.indices_of(name, operand)), read(operand.data)
     elif hasattr(operand, "tocoo"):
         coordinates = operand.tocoo()
         indices = np.stack(coordinates.coords, axis=1).astype(_containers.index_dtype(shape))
