@@ -25,7 +25,8 @@ and the result (int32 indices and values; with the backward pass also the incomi
 It is what the memory's speed allows. A plan that was made before moves no indices, so it may be faster than that.
 
 The table "what else" measures ours alone: wide keys, operands out of order, hybrid values, many operands, large sizes,
-eager calls and memory. On an NVIDIA GPU ours is also timed there, with PyTorch and CuPy.
+eager calls and memory. On an NVIDIA GPU all of this is also done there, with JAX's BCOO, PyTorch and CuPy as peers;
+`--only-gpu` leaves out the CPU (3 minutes).
 
 `--compile-for h100` and `--compile-for v5e` time nothing: they compile for a GPU or a TPU that need not be there, and
 count what the program would do. See `compiled_benchmark.py`.
@@ -481,7 +482,10 @@ def copy_on_device(arrays: Iterable[np.ndarray]) -> Callable[[], Any]:
     return Jitted(lambda *arrays: [jnp.copy(array) for array in arrays], *on_device(*arrays))
 
 
-def prepare_copy(problem: Problem, copy: Callable[..., Callable[[], Any]] = copy_of) -> dict[str, Call]:
+Copy = Callable[[Iterable[np.ndarray]], Callable[[], Any]]  # gives a call that copies the arrays
+
+
+def prepare_copy(problem: Problem, copy: Copy = copy_of) -> dict[str, Call]:
     """A copy of the operands and results."""
     _, values, gradients = problem.answer
     forward = [*problem.operands, unflatten(problem.cells, problem.side), values]
@@ -526,11 +530,22 @@ CONTENDERS = [
     Contender(COPY, prepare_copy),
 ]
 GPU_CONTENDERS = [
-    Contender(OURS, prepare_ours),
+    *OUR_CONTENDERS,
+    BCOO._replace(limit=np.inf),
     Contender("PyTorch COO", partial(prepare_torch_coo, device="cuda"), "torch"),
     Contender("CuPy CSR", prepare_cupy, "cupy"),
     Contender(COPY, partial(prepare_copy, copy=copy_on_device)),
 ]
+
+
+class Setup(NamedTuple):
+    """What is measured on a device."""
+
+    name: str
+    device: jax.Device
+    problems: list[Callable[[], Problem]]
+    contenders: list[Contender]
+    copy: Copy
 
 
 # ---------------------------------------------------------------------------------------------------- measuring
@@ -717,7 +732,7 @@ def out_of_order(rounds: int, tick: Tick) -> dict[str, float]:
     }
 
 
-def hybrid(rounds: int, tick: Tick) -> dict[str, float]:
+def hybrid(rounds: int, tick: Tick, *, copy: Copy) -> dict[str, float]:
     """Values with a dense dimension."""
     problem = draw(HALF, 10**5)
     rng = np.random.default_rng(1)
@@ -725,7 +740,9 @@ def hybrid(rounds: int, tick: Tick) -> dict[str, float]:
     operands = problem.a_indices, a_values, problem.b_indices, b_values
     call = Jitted(forward_of(problem), *on_device(*operands))
     indices, values = map(np.asarray, call())
-    seconds = measure({OURS: call, COPY: copy_of([*operands, indices, values])}, rounds, tick)
+    copies = copy([*operands, indices, values])
+    copies()
+    seconds = measure({OURS: call, COPY: copies}, rounds, tick)
     return {"values [nnz, 64] / copy of operands and result, forward, 10^5": seconds[OURS] / seconds[COPY]}
 
 
@@ -801,11 +818,12 @@ def memory() -> dict[str, float]:
     return {"temporary memory / bytes of the result, forward, 10^6": ratio}
 
 
-def what_else(rounds: int, *, large: bool) -> dict[str, float]:
-    """All measurements of ours alone."""
-    measured = [out_of_order, hybrid, many_operands, partial(other_problems, large=large), eager]
+def what_else(setup: Setup, rounds: int, *, large: bool) -> dict[str, float]:
+    """All measurements of ours alone, on the default device."""
+    others = partial(other_problems, large=large)
+    measured = [out_of_order, partial(hybrid, copy=setup.copy), many_operands, others, eager]
     figures: dict[str, float] = {}
-    with progress("what else", len(measured) * rounds + 1) as tick:
+    with progress(f"{setup.name}, what else", len(measured) * rounds + 1) as tick:
         for part in measured:
             figures |= part(rounds, tick)
         figures |= memory()
@@ -940,6 +958,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--rounds", metavar="N", **whole, help="of each measurement (default: 9; 5 from 10^7 entries on)"
     )
     parser.add_argument("--quick", action="store_true", help="10^3 to 10^5 entries and few rounds")
+    parser.add_argument("--only-gpu", action="store_true", help="leave out the CPU")
     parser.add_argument("--large", action="store_true", help="also 3*10^7 entries, and 10^8 on a GPU")
     parser.add_argument("--no-extras", action="store_true", help="skip the table of ours alone")
     parser.add_argument("--markdown", action="store_true", help="print the tables for a README")
@@ -955,7 +974,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if min([*(options.sizes or []), options.rounds or 1]) < 1:
         parser.error("sizes and rounds must be positive")
-    unfit = [name for name in ("rounds", "quick", "large", "no_extras") if getattr(options, name)]
+    if options.only_gpu and jax.default_backend() != "gpu":
+        parser.error(f"--only-gpu needs a GPU; JAX has {jax.devices()[0].device_kind}")
+    unfit = [name for name in ("rounds", "quick", "only_gpu", "large", "no_extras") if getattr(options, name)]
     if options.compile_for and unfit:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in unfit)
         parser.error(f"--compile-for times nothing, so it takes no {names}; --sizes makes it shorter")
@@ -977,47 +998,47 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if not (options.quick or options.sizes):
         by_pattern = [partial(draw, pattern, PATTERN_SIZE, name=pattern) for pattern in (NONE, ALL, BLOCKS, GAP)]
         by_pattern += [partial(draw, HALF, PATTERN_SIZE, PATTERN_SIZE // 100, name="10^6 + 10^4")]
-    figures: dict[str, Any] = surroundings()
+    figures: dict[str, Any] = surroundings() | {name: {} for name in ("compile_seconds", "left_out", "what_else")}
     folder.mkdir(parents=True, exist_ok=True)
-
-    with jax.default_device(jax.devices("cpu")[0]):
-        figures["compile_seconds"] = compile_seconds(by_size[0]())
-        say(f"compiling our forward and backward pass: {figures['compile_seconds']:.1f} s (not counted below)")
-        timings, figures["left_out"] = suite("CPU", by_size + by_pattern, CONTENDERS, rounds)
-        figures["what_else"] = {}
-        if not (options.quick or options.no_extras):
-            figures["what_else"] = what_else(rounds or 9, large=options.large)
-    names = {f"{size:,}" for size in sizes}
-    groups = {
-        "By entries of each operand, half of them shared": [t for t in timings if t.problem in names],
-        f"By pattern, {PATTERN_SIZE:,} entries": [t for t in timings if t.problem not in names],
-    }
-
-    on_gpu: list[Timing] = []
+    more = [partial(draw, HALF, 10**8)] if options.large else []
+    setups = [Setup("CPU", jax.devices("cpu")[0], by_size + by_pattern, CONTENDERS, copy_of)]
     if jax.default_backend() == "gpu":
-        more = [partial(draw, HALF, 10**8)] if options.large else []
-        on_gpu, figures["left_out_gpu"] = suite("GPU", by_size + more, GPU_CONTENDERS, rounds)
-        groups[f"On the GPU ({jax.devices()[0].device_kind}), half of the entries shared"] = on_gpu
+        setups.append(Setup("GPU", jax.devices()[0], by_size + more + by_pattern, GPU_CONTENDERS, copy_on_device))
     else:
         print("no GPU: nothing measured on one")
 
-    for title, group in groups.items():
-        if group:
-            print(f"\n{title}\n\n{table_of_timings(group, markdown=options.markdown)}")
-    if figures["what_else"]:
-        print("\nWhat else (ours alone)\n")
-        for name, value in figures["what_else"].items():
-            print(f"| {name} | {value:.2f} |" if options.markdown else f"{name:82} {value:8.2f}")
-
-    figures["timings"] = [timing._asdict() for timing in timings + on_gpu]
+    timings = []
+    for setup in setups[options.only_gpu :]:
+        with jax.default_device(setup.device):
+            seconds = figures["compile_seconds"][setup.name] = compile_seconds(by_size[0]())
+            say(f"{setup.name}: compiling our forward and backward pass: {seconds:.1f} s (not counted below)")
+            measured, figures["left_out"][setup.name] = suite(setup.name, setup.problems, setup.contenders, rounds)
+            timings += measured
+            if not (options.quick or options.no_extras):
+                figures["what_else"][setup.name] = what_else(setup, rounds or 9, large=options.large)
+    figures["timings"] = [timing._asdict() for timing in timings]
     (folder / "benchmark.json").write_text(json.dumps(figures, indent=1) + "\n")
-    try:
-        title = f"Adding two sparse matrices, {figures['cores']} CPU cores"
-        plot([t for t in timings if t.problem in names], title, folder / "benchmark.png")
-        if on_gpu:
-            plot(on_gpu, "Adding two sparse matrices on a GPU", folder / "benchmark_gpu.png")
-    except ModuleNotFoundError as error:
-        print(f"no plot: {error.name} is not installed")
+
+    names = {f"{size:,}" for size in (*sizes, 10**8)}
+    for setup in setups[options.only_gpu :]:
+        own = [timing for timing in timings if timing.device == setup.name]
+        kind = f"{figures['cores']} CPU cores" if setup.name == "CPU" else setup.device.device_kind
+        groups = {
+            "half of the entries shared": [timing for timing in own if timing.problem in names],
+            f"by pattern, {PATTERN_SIZE:,} entries": [timing for timing in own if timing.problem not in names],
+        }
+        for title, group in groups.items():
+            if group:
+                print(f"\n{kind}, {title}\n\n{table_of_timings(group, markdown=options.markdown)}")
+        if setup.name in figures["what_else"]:
+            print(f"\n{kind}, what else (ours alone)\n")
+            for name, value in figures["what_else"][setup.name].items():
+                print(f"| {name} | {value:.2f} |" if options.markdown else f"{name:82} {value:8.2f}")
+        try:
+            path = folder / f"benchmark{'' if setup.name == 'CPU' else '_gpu'}.png"
+            plot(next(iter(groups.values())), f"Adding two sparse matrices, {kind}", path)
+        except ModuleNotFoundError as error:
+            print(f"no plot: {error.name} is not installed")
     print(f"\nSaved to {folder.resolve()}")
     return figures
 
