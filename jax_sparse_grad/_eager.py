@@ -23,8 +23,8 @@ SMALLEST = 2048  # a call costs nearly the same at any smaller length
 FINE = 8192  # above this, time matters more than compilations: two buckets for each power of two
 REPEATED = 100  # calls, after which a program for their lengths (0.1 s) pays: padding takes 1 ms, or doubles the time
 # The same on a GPU or TPU, from which arrays come to numpy and go back: a sum of 10^6 + 10^6 entries takes 36 ms so on
-# an H200, 5 ms with programs for its lengths, and 600 ms to compile these.
-REPEATED_ELSEWHERE = 10
+# an H200, 5 ms with programs for its lengths, and 600 ms to compile these. It asks two to four times for each.
+REPEATED_ELSEWHERE = 40
 MOST_REMEMBERED = 4096  # kinds of calls that are counted
 SHARED = 16  # operands up to so many times shorter than the longest share its bucket, to avoid a program for each pair
 

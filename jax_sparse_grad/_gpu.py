@@ -13,7 +13,10 @@ Sources are scattered from these slots; rows and values are gathered by sources.
 
 A GPU pays for launches, some 3 microseconds each, and for looks of the host at a flag, 10 to 20 and an empty queue. The
 merge in tiles, which is fast on a CPU, takes some 700 launches, this one 20. Whatever loops on a GPU launches kernels
-in every round, and looks at a flag if the number of rounds is not static.
+in every round, copies what it carries, and looks at a flag if the number of rounds is not static.
+
+On an H200, for 10^6 + 10^6 entries, the kernels take 0.18 ms of 0.41: the search 0.08 of it, at 10^7 + 10^7 0.8 of 1.9,
+and the check of the order 0.02. The rest is the host's, 0.08 to start a program and 0.1 for the one look.
 """
 
 from __future__ import annotations
