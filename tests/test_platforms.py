@@ -122,7 +122,8 @@ def test_sums_of_operands_in_order_are_a_few_kernels(compilers, device, program,
     ],
 )
 def test_sums_take_less_of_a_tpu_than_those_of_jax(compilers, device, program, share, of):
-    ours, theirs = (compilers.figures(device, name, 10**4) for name in (program, of))
+    # At 10^4 entries the shares are no larger, and compilation takes four times as long.
+    ours, theirs = (compilers.figures(device, name, 2000) for name in (program, of))
     assert ours.sorts <= 2
     assert ours.model_milliseconds <= share * theirs.model_milliseconds
     assert ours.processor_seconds <= 2 * theirs.processor_seconds
