@@ -40,8 +40,8 @@ from jax_sparse_grad import _tree
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# What tests compile alike, each in a trace or a setting of its own, is compiled once: a seventh less time. With a folder
-# that is kept, as in .ci/run, another run finds it. Each worker has its own, because JAX's files are not written at once.
+# What tests compile alike, each in a trace or setting of its own, is compiled once: a seventh less time. With a folder
+# that is kept, as in .ci/run, another run finds it. Each worker has its own: JAX's files are not written at one stroke.
 _unkept = tempfile.TemporaryDirectory()
 _programs = pathlib.Path(os.environ.get("COMPILED_FOR_TESTS", _unkept.name), os.environ.get("PYTEST_XDIST_WORKER", ""))
 jax.config.update("jax_compilation_cache_dir", str(_programs))

@@ -1,6 +1,7 @@
 """Sums of BCOO, BCSR and dense operands against dense numpy, their gradients, and what is refused."""
 
 import re
+from functools import cache
 
 import chex
 import jax
@@ -9,21 +10,34 @@ import numpy as np
 import pytest
 from jax.experimental import checkify, sparse
 from jax.experimental.sparse import BCOO, BCSR
-from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
 from jax_sparse_grad import _numeric
 from matrices import LAYOUTS, NSE, SHAPE, as_bcsr, check_form, random_bcoo, random_bcsr, to_dense
 from samples import is_entry, random_coo, random_values, special_values, union_indices
 
-pytestmark = pytest.mark.usefixtures("either_method")
+# Containers are read before patterns are united, and made afterwards: one method shows how, that of short operands. The
+# other too where a tree of unions can show through: where it is batched, carried, differentiated or overflows.
+either_method = pytest.mark.usefixtures("either_method")
+
+
+todense = jax.jit(lambda matrix: matrix.todense())  # one program, not one for each of its steps
+
+
+def by_methods(names, sorted_, merged):
+    """Parameters of a test, for each method those with which it is run."""
+    together = [("sorted", *case) for case in sorted_] + [("merged", *case) for case in merged]
+    marks = {"sorted": (), "merged": pytest.mark.slow}
+    cases = [pytest.param(*case, marks=marks[case[0]], id="-".join(map(str, case))) for case in together]
+    parametrize = pytest.mark.parametrize(("either_method", *names), cases, indirect=["either_method"])
+    return lambda test: either_method(parametrize(test))
 
 
 class TestForms:
     """What comes out for what goes in."""
 
     @pytest.mark.slow(but="sorted-((6, 7), 0, 0)")
-    @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+    @by_methods(["layout"], [(layout,) for layout in LAYOUTS], [(layout,) for layout in LAYOUTS[:2]])
     def test_bcoo_and_bcoo_give_a_bcoo(self, rng, layout):
         if len(layout[0]) == layout[1] + layout[2]:
             x, y = (random_bcoo(rng, layout, padding=0) for _ in range(2))  # padding has no mark there
@@ -42,14 +56,14 @@ class TestForms:
         assert eager.nse == entries.sum(axis=-1).max()
         assert traced.nse == (x.nse + y.nse if x.n_sparse else 1)
 
-    @pytest.mark.slow(but="sorted-((6, 7), 0, 0)")
+    @pytest.mark.slow(but="((6, 7), 0, 0)")
     @pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
     def test_bcsr_and_bcsr_give_a_bcsr(self, rng, layout):
         x, y = random_bcsr(rng, layout), random_bcsr(rng, layout, nse=5)
         for total in (jsg.add(x, y), jax.jit(jsg.add)(x, y)):
             assert isinstance(total, BCSR)
             np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
-            np.testing.assert_array_equal(total.todense(), to_dense(x) + to_dense(y))
+            np.testing.assert_array_equal(todense(total), to_dense(x) + to_dense(y))
             check_form(total)
             # Rows without entries have a start as well, and the last row ends with the last entry.
             assert total.indptr.shape == (*layout[0][: layout[1]], layout[0][layout[1]] + 1)
@@ -95,10 +109,11 @@ class TestForms:
         check_form(single)
         np.testing.assert_array_equal(to_dense(single), to_dense(operands[0]))
 
+    @either_method
     @pytest.mark.slow
     def test_a_scalar_has_one_entry_whatever_the_number_of_operands(self):
         scalar = BCOO((jnp.array([2.0]), jnp.zeros((1, 0), jnp.int32)), shape=())
-        for count in (1, 2, 5):
+        for count in (1, 5):
             for total in (jsg.add_n([scalar] * count), jax.jit(jsg.add_n)([scalar] * count)):
                 assert (total.nse, total.data.tolist()) == (1, [2.0 * count])
 
@@ -125,11 +140,12 @@ class TestForms:
         for total in (jsg.add(x, y), jax.jit(jsg.add)(x, y)):
             assert (total.indices.shape[0], total.data.shape[0]) == (1, 3)
             np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
-        own = random_bcoo(rng, ((3, *SHAPE), 1, 0))  # of which each batch has its own pattern
+        # Of which each batch has its own pattern: so they are not one list, and a tree is made.
+        own = random_bcoo(rng, ((3, *SHAPE), 1, 0))
         np.testing.assert_array_equal(to_dense(jax.jit(jsg.add)(y, own)), to_dense(y) + to_dense(own))
         np.testing.assert_array_equal(jsg.add(y, to_dense(own)), to_dense(y) + to_dense(own))
 
-    @pytest.mark.slow(but="sorted-shape0")
+    @pytest.mark.slow(but="shape0")
     @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (3, 4, 0)])
     def test_shapes_without_cells(self, shape):
         rows = jnp.tile(jnp.array(shape[1:], jnp.int32), (shape[0], 2, 1))
@@ -166,13 +182,13 @@ class TestGradients:
         return np.where(inside, table[tuple(np.where(inside[:, None], rows, 0).T)], 0)
 
     @pytest.mark.slow(but="sorted-jit")
-    @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+    @by_methods(["transform"], [("eager",), ("jit",)], [("jit",)])  # eager ones are those of a plan: see test_plan.py
     def test_of_all_operands(self, rng, table, transform):
         # Explicit zeros count as entries; duplicates each get the gradient of their sum, padding gets 0.
         x, y, z = (random_bcoo(rng, dtype=dtype) for dtype in (np.float32, jnp.bfloat16, np.float32))
         z.data = jnp.zeros_like(z.data)
 
-        @transform
+        @{"eager": lambda f: f, "jit": jax.jit}[transform]
         def gradients(x, y, z):
             def loss(x, y, z):
                 return jnp.vdot(jnp.asarray(table), jsg.add_n([x, y, z]).todense())
@@ -221,6 +237,7 @@ class TestGradients:
         expected = [self.at_entries(table[k], BCOO((x.data[k], x.indices[k]), shape=SHAPE)) for k in range(3)]
         np.testing.assert_array_equal(gradient(x, y), expected)
 
+    @either_method
     def test_backward_has_no_sort_and_no_scatter(self, rng):
         x, y = random_bcoo(rng), random_bcoo(rng)
 
@@ -246,9 +263,13 @@ class TestTransformations:
         return request.param
 
     @pytest.fixture
-    def function(self, kind, rng):
+    def operands(self, rng):
+        return random_bcoo(rng), random_bcoo(rng)
+
+    @pytest.fixture
+    def function(self, kind, operands):
         """`f(u, v)`, the values of the sum of two operands and, with a dense operand, of a dense sum."""
-        x, y = random_bcoo(rng), random_bcoo(rng)
+        x, y = operands
 
         def add(rows_x, rows_y, u, v):
             total = jsg.add(BCOO((u, rows_x), shape=SHAPE), BCOO((v, rows_y), shape=SHAPE))
@@ -259,17 +280,51 @@ class TestTransformations:
         jitted = jax.jit(add)
         return lambda u, v: jitted(x.indices, y.indices, u, v)
 
+    def by_hand(self, operands, u, v):
+        """The same in numpy."""
+        x, y = operands
+        parts = (to_dense(BCOO((np.asarray(data), each.indices), shape=SHAPE)) for data, each in ((u, x), (v, y)))
+        return sum(parts) + u[0]
+
+    def by_hand_backwards(self, operands, table):
+        of_u, of_v = (TestGradients().at_entries(table, x) for x in operands)
+        return of_u + np.where(np.arange(NSE) == 0, table.sum(), 0), of_v
+
     @pytest.fixture
     def values(self, rng):
         return tuple(jnp.asarray(random_values(rng, NSE) / 9) for _ in range(2))
 
+    @either_method
     @pytest.mark.slow
-    @pytest.mark.parametrize("kind", ["concrete", pytest.param("traced", marks=pytest.mark.slow)])
-    def test_derivatives_of_both_modes_to_second_order(self, function, values):
-        check_grads(lambda u, v: (function(u, v) ** 3).sum(), values, order=2, rtol=2e-2, atol=2e-2)
+    def test_derivatives_of_both_modes_to_second_order(self, operands, function, values):
+        def loss(*values):
+            return (function(*values) ** 3).sum()
 
+        @jax.jit  # all of them in one program
+        def derive(values, tangents):
+            def slope(*values):
+                return jax.jvp(loss, values, tangents)[1]
+
+            gradient = jax.grad(loss, (0, 1))
+            second = [
+                jax.jvp(gradient, values, tangents)[1],
+                jax.vjp(gradient, *values)[1](tangents),
+                jax.grad(slope, (0, 1))(*values),
+            ]
+            return gradient(*values), second, jax.jvp(slope, values, tangents)
+
+        tangents = tuple(value[::-1] for value in map(np.asarray, values))
+        gradient, second, slopes = derive(values, tangents)
+        total, change = self.by_hand(operands, *values), self.by_hand(operands, *tangents)
+        chex.assert_trees_all_close(gradient, self.by_hand_backwards(operands, 3 * total**2), rtol=1e-5)
+        for each in second:
+            chex.assert_trees_all_close(each, self.by_hand_backwards(operands, 6 * total * change), rtol=1e-5)
+        np.testing.assert_allclose(slopes, [(3 * total**2 * change).sum(), (6 * total * change**2).sum()], rtol=1e-5)
+
+    @either_method
     @pytest.mark.slow
-    def test_it_is_linear(self, kind, function, values):
+    def test_it_is_linear(self, function, values):
+        @jax.jit  # all of them in one program
         def derive(*values):
             primal, tangent = jax.jvp(function, values, values)
             hessian = jax.hessian(lambda *v: (function(*v) ** 2).sum(), (0, 1))(*values)[0][1]
@@ -280,33 +335,37 @@ class TestTransformations:
                 hessian,
             )
 
-        # What is traced anyway is one program.
-        alike, jacobians, transposes, hessian = (jax.jit(derive) if kind == "traced" else derive)(*values)
+        alike, jacobians, transposes, hessian = derive(*values)
         chex.assert_trees_all_equal(*alike)
         chex.assert_trees_all_equal(*jacobians)
         chex.assert_trees_all_equal(*transposes)
         expected = 2 * np.einsum("rci,rcj->ij", *map(np.asarray, jacobians[0]))
         chex.assert_trees_all_close(hessian, expected, rtol=1e-6)
 
+    @either_method
     @pytest.mark.slow(but="sorted-concrete")
-    def test_vmap_cond_and_checkpoint(self, kind, function, values):
+    def test_vmap_cond_and_checkpoint(self, kind, operands, function, values):
         @jax.checkpoint
         def either(flag, values):
-            return jax.lax.cond(flag, lambda v: function(*v), lambda v: 2 * function(*v), values)
+            return jax.lax.cond(flag, lambda v: function(*v), lambda v: jnp.full(SHAPE, v[0][1]), values)
 
         def use(values):
             batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), values)
-            gradients = [jax.grad(lambda v, f=f: f(v).sum())(values) for f in (lambda v: either(False, v), unstarred)]
             flags = jnp.array([True, False])
-            return function(*values), jax.vmap(function)(*batch), jax.vmap(either, (0, None))(flags, values), *gradients
+            gradients = [jax.grad(lambda v, f=flag: (either(f, v) ** 2).sum())(values) for flag in (True, False)]
+            return function(*values), jax.vmap(function)(*batch), jax.vmap(either, (0, None))(flags, values), gradients
 
-        def unstarred(values):
-            return function(*values)
+        # What is traced anyway is one program.
+        one, mapped, chosen, gradients = (jax.jit(use) if kind == "traced" else use)(values)
+        other = np.asarray(values[0])[1]
+        chex.assert_trees_all_close(one, self.by_hand(operands, *values), rtol=1e-6)
+        chex.assert_trees_all_equal(mapped, np.stack([one, 2 * one]))
+        chex.assert_trees_all_equal(chosen, np.stack([one, np.full_like(one, other)]))
+        first = np.where(np.arange(NSE) == 1, 2 * other * one.size, 0), np.zeros(NSE)
+        expected = [self.by_hand_backwards(operands, 2 * np.asarray(one)), first]
+        chex.assert_trees_all_close(gradients, expected, rtol=1e-5)
 
-        one, mapped, chosen, gradient, single = (jax.jit(use) if kind == "traced" else use)(values)
-        chex.assert_trees_all_equal(mapped, chosen, np.stack([one, 2 * one]))
-        chex.assert_trees_all_equal(gradient, jax.tree.map(lambda g: 2 * g, single))
-
+    @either_method
     def test_vmap_over_values_alone_unites_patterns_once(self, rng):
         x, y = random_bcoo(rng), random_bcoo(rng)
 
@@ -328,15 +387,15 @@ class TestTransformations:
         # And there, one conditional on the order of the whole batch stays a conditional.
         assert "stablehlo.case" in batched
 
-    def test_vmap_over_containers(self, rng):
-        layout = ((3, *SHAPE), 1, 0)
-        for make in (random_bcoo, random_bcsr):
-            x, y = make(rng, layout), make(rng, layout)
-            total = jax.vmap(jsg.add)(x, y)
-            np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
+    @by_methods(["kind"], [("bcoo",), ("bcsr",)], [("bcoo",)])
+    def test_vmap_over_containers(self, rng, kind):
+        make, layout = {"bcoo": random_bcoo, "bcsr": random_bcsr}[kind], ((3, *SHAPE), 1, 0)
+        x, y = make(rng, layout), make(rng, layout)
+        total = jax.vmap(jsg.add)(x, y)
+        np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
 
     @pytest.mark.slow(but="sorted-bcoo")
-    @pytest.mark.parametrize("kind", ["bcoo", "bcsr"])
+    @by_methods(["kind"], [("bcoo",), ("bcsr",)], [("bcoo",)])
     def test_a_scan_carries_a_sum_of_one_structure(self, rng, kind):
         steps = [random_bcoo(rng, nse=5) for _ in range(4)]
         stacked = jnp.stack([x.data for x in steps]), jnp.stack([x.indices for x in steps])
@@ -485,7 +544,7 @@ class TestWeights:
             of_dense = subtract(column(special[:0], [], count + 1), np.append(special, special[:1]))
             assert bits(of_dense) == bits(-np.append(special, special[:1]))
 
-    @pytest.mark.slow(but="sorted-dense")
+    @pytest.mark.slow(but="dense")
     @pytest.mark.parametrize("kind", ["bcoo", "bcsr", "batch", "dense"])
     def test_differences_of_all_forms(self, rng, kind):
         layout = LAYOUTS[2] if kind == "batch" else LAYOUTS[0]
@@ -535,7 +594,7 @@ class TestWeights:
 class TestSumDuplicates:
     """The canonical form of one matrix, against JAX's."""
 
-    @pytest.mark.slow(but="sorted-False-((6, 7), 0, 0)")
+    @pytest.mark.slow(but="False-((6, 7), 0, 0)")
     @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
     @pytest.mark.parametrize("remove_zeros", [False, True])
     def test_it_is_that_of_jax(self, rng, layout, remove_zeros):
@@ -732,45 +791,56 @@ class TestWrappers:
 checked_add = jax.jit(checkify.checkify(jsg.add), static_argnames=("nse", "assume_canonical"))
 
 
+@cache
+def matrix_of_jax(kind):
+    """A matrix that JAX made, with rows of which only some indices are those of padding; and its dense form."""
+    if kind == "bcsr":
+        indptr = jnp.array([0, 2, 2, 4])
+        total = BCSR((jnp.arange(1.0, 6), jnp.array([0, 3, 9, 1, 3]), indptr), shape=(3, 3))
+        return total, np.array([[1, 0, 0], [0, 0, 0], [0, 4, 0]], np.float32)
+    rng = np.random.default_rng(20261123)
+    # All of one shape, so that one program adds them.
+    sizes = {"concatenation": [(3, 7), (3, 7)], "product": [(6, 4), (4, 7)], "slice": [(9, 8)]}[kind]
+    parts = [random_bcoo(rng, (size, 0, 0), padding=3) for size in sizes]
+    dense = [to_dense(part) for part in parts]
+    if kind == "concatenation":
+        total, expected = sparse.bcoo_concatenate(parts, dimension=0), np.concatenate(dense)
+        assert np.any(np.all(np.asarray(total.indices) == (3, 7), axis=1))  # which is not the shape of the whole
+    elif kind == "product":
+        total, expected = jax.jit(lambda a, b: a @ b)(*parts), dense[0] @ dense[1]
+    else:
+        total, expected = parts[0][1:7, 1:], dense[0][1:7, 1:]
+    data, indices = np.asarray(total.data), np.asarray(total.indices)
+    missing = 60 - len(data)
+    indices = np.concatenate([indices, np.tile(np.array([SHAPE], np.int32), (missing, 1))])
+    total = BCOO((jnp.asarray(np.append(data, [1.0] * missing), jnp.float32), jnp.asarray(indices)), shape=SHAPE)
+    return total, expected
+
+
 class TestPaddingOfJax:
     """To JAX, any row of which one index lies beyond the shape is padding."""
 
-    @pytest.fixture(params=["concatenation", "product", "slice", "bcsr"])
-    def matrix(self, request, rng):
-        """A matrix that JAX made, with rows of which only some indices are those of padding; and its dense form."""
-        if request.param == "bcsr":
-            indptr = jnp.array([0, 2, 2, 4])
-            total = BCSR((jnp.arange(1.0, 6), jnp.array([0, 3, 9, 1, 3]), indptr), shape=(3, 3))
-            return total, np.array([[1, 0, 0], [0, 0, 0], [0, 4, 0]], np.float32)
-        # All of one shape, so that one program adds them.
-        sizes = {"concatenation": [(3, 7), (3, 7)], "product": [(6, 4), (4, 7)], "slice": [(9, 8)]}[request.param]
-        parts = [random_bcoo(rng, (size, 0, 0), padding=3) for size in sizes]
-        dense = [to_dense(part) for part in parts]
-        if request.param == "concatenation":
-            total, expected = sparse.bcoo_concatenate(parts, dimension=0), np.concatenate(dense)
-            assert np.any(np.all(np.asarray(total.indices) == (3, 7), axis=1))  # which is not the shape of the whole
-        elif request.param == "product":
-            total, expected = parts[0] @ parts[1], dense[0] @ dense[1]
-        else:
-            total, expected = parts[0][1:7, 1:], dense[0][1:7, 1:]
-        data, indices = np.asarray(total.data), np.asarray(total.indices)
-        missing = 60 - len(data)
-        indices = np.concatenate([indices, np.tile(np.array([SHAPE], np.int32), (missing, 1))])
-        return BCOO(
-            (jnp.asarray(np.append(data, [1.0] * missing), jnp.float32), jnp.asarray(indices)), shape=SHAPE
-        ), expected
+    KINDS = ("concatenation", "product", "slice", "bcsr")
 
     @pytest.mark.slow(but="sorted-slice")
-    def test_it_adds_nothing(self, matrix):
-        x, expected = matrix
+    @by_methods(["kind"], [(kind,) for kind in KINDS], [("concatenation",)])
+    def test_it_adds_nothing(self, kind):
+        x, expected = matrix_of_jax(kind)
         for add in (jsg.add, jax.jit(jsg.add)):
             np.testing.assert_allclose(to_dense(add(x, x)), 2 * expected, rtol=1e-6)
+
+    @pytest.mark.slow(but="slice")
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_it_adds_nothing_to_others_and_is_removed(self, kind):
+        x, expected = matrix_of_jax(kind)
+        for add in (jsg.add, jax.jit(jsg.add)):
             np.testing.assert_allclose(add(x, np.zeros(x.shape, np.float32)), expected, rtol=1e-6)
         np.testing.assert_allclose(to_dense(jsg.sum_duplicates(x)), expected, rtol=1e-6)
         np.testing.assert_allclose(to_dense(jsg.subtract(jsg.sum_duplicates(x), x)), 0 * expected, atol=1e-5)
         error, _ = checked_add(x, x)
         assert error.get() is None
 
+    @either_method
     def test_its_gradient_is_zero(self):
         rows = jnp.array([[0, 1], [2, 0], [0, 3], [0, 1], [5, 9]])
 
@@ -933,14 +1003,14 @@ class TestRefusals:
         matrix = BCSR((jnp.ones(3), jnp.arange(3), jnp.array([0, 3, 2])), shape=(2, 3))
         assert "`x.indptr` must rise from 0" in message(matrix, matrix)
 
+    @either_method
     @pytest.mark.slow
     def test_an_overflowed_sum_is_poisoned_under_jit(self, rng):
-        x, y = random_bcoo(rng, ((3, *SHAPE), 1, 0)), random_bcoo(rng, ((3, *SHAPE), 1, 0), nse=2, padding=1)
-        total = jax.jit(lambda x, y: jsg.add(x, y, nse=4))(x, y)
-        assert np.all(np.isnan(total.data))
-        few = BCOO((x.data.at[1:].get(), x.indices.at[1:].set(jnp.array(SHAPE))[1:]), shape=(2, *SHAPE))
-        both = BCOO((jnp.stack([x.data[0], few.data[0]]), jnp.stack([x.indices[0], few.indices[0]])), shape=(2, *SHAPE))
-        total = jax.jit(lambda x: jsg.add(x, x, nse=4))(both)
+        x, y = (random_bcoo(rng, ((3, *SHAPE), 1, 0)) for _ in range(2))
+        add = jax.jit(lambda x, y: jsg.add(x, y, nse=4))
+        assert np.all(np.isnan(add(x, y).data))
         # Only the batch that does not fit.
-        assert np.isnan(np.asarray(total.data)).all(axis=1).tolist() == [True, False]
-        assert not np.isnan(np.asarray(total.data)[1]).any()
+        for each in (x, y):
+            each.indices = jnp.asarray(np.where(np.arange(3)[:, None, None] == 1, each.indices, SHAPE), jnp.int32)
+        total = add(x, y)
+        np.testing.assert_array_equal(np.isnan(total.data), np.broadcast_to([[False], [True], [False]], (3, 4)))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("merges")
 
 # A few shapes and one length, so that a few compilations serve all examples; padding makes the lengths differ.
 LENGTH = 9
-SHAPES = [(), (1,), (5,), (3, 4), (2, 1, 3), (2**31 - 1, 3), (2**20, 2**20, 2**20)]
+SHAPES = [(), (5,), (3, 4), (2, 1, 3), (2**31 - 1, 3), (2**20, 2**20, 2**20)]
 
 
 @st.composite
@@ -54,17 +54,18 @@ def corner(indices, shape):
 
 def check(shape, a, b, x, y, weights):
     cotangent = np.concatenate([weights, weights])
-    indices, nnz, values, planned, gradients = add_and_pull(shape, a, b, x, y, cotangent)
+    # By numpy from here on: JAX would compile for each length that is cut off.
+    indices, nnz, values, planned, gradients = jax.device_get(add_and_pull(shape, a, b, x, y, cotangent))
     expected = union_indices(a, b, shape=shape)
-    assert int(nnz) == len(expected)
+    assert nnz == len(expected)
     np.testing.assert_array_equal(indices[:nnz], expected)
-    assert np.all(np.asarray(indices[int(nnz) :]) == np.array(shape, np.int32))
+    assert np.all(indices[nnz:] == np.array(shape, np.int32))
     np.testing.assert_array_equal(values, planned)
-    np.testing.assert_array_equal(values[int(nnz) :], 0)
+    np.testing.assert_array_equal(values[nnz:], 0)
 
     (total, small), (a_rows, _), (b_rows, _) = (corner(rows, shape) for rows in (expected, a, b))
     dense = to_dense(a_rows, x, small) + to_dense(b_rows, y, small)
-    np.testing.assert_array_equal(to_dense(total, np.asarray(values)[: len(expected)], small), dense)
+    np.testing.assert_array_equal(to_dense(total, values[: len(expected)], small), dense)
     table = to_dense(total, cotangent[: len(expected)], small)
     for rows, gradient in zip((a_rows, b_rows), gradients, strict=True):
         np.testing.assert_array_equal(gradient, at_rows(table, rows, small))

@@ -23,6 +23,11 @@ def queries_around(rng, rows, shape):
     return rng.permutation(np.concatenate([rows, near, far, [shape]])).astype(np.int32)
 
 
+search = jax.jit(_search.search)
+ravel_jitted = jax.jit(ravel, static_argnums=1)
+
+
+@jax.jit
 def search_rows(rows, queries):
     return _search.with_keys(rows, lambda keys_of: _search.search(keys_of(rows), keys_of(queries)))
 
@@ -42,10 +47,10 @@ def test_search_finds_rank_and_membership(rng, shape, count):
     queries = queries_around(rng, rows, shape)
 
     @jax.jit
-    def search(rows, queries):
+    def run(rows, queries):
         return _search.search(ravel(rows, shape), ravel(queries, shape))
 
-    position, found = search(rows, queries)
+    position, found = run(rows, queries)
     rank, member = expected(rows, queries)
     np.testing.assert_array_equal(position, rank)
     np.testing.assert_array_equal(found, member)
@@ -58,7 +63,7 @@ def test_rows_are_found_without_a_shape(rng, shape, wide):
     rows = sorted_rows(rng, shape, 64)
     queries = queries_around(rng, rows, shape)
     with jax.enable_x64(wide):
-        position, found = jax.jit(search_rows)(jnp.asarray(rows), jnp.asarray(queries))
+        position, found = search_rows(rows, queries)
     rank, member = expected(rows, queries)
     np.testing.assert_array_equal(found, member)
     np.testing.assert_array_equal(np.asarray(position)[member], np.array(rank)[member])
@@ -74,7 +79,7 @@ def test_a_row_too_large_for_the_packing_meets_no_other_row():
 def test_nothing_is_found_among_no_keys():
     none, some = jnp.zeros((0, 2), jnp.int32), jnp.array([[0, 1]])
     for position, found in (
-        _search.search(ravel(none, (3, 3)), ravel(some, (3, 3))),
+        search(ravel_jitted(none, (3, 3)), ravel_jitted(some, (3, 3))),
         search_rows(none, some),
     ):
         np.testing.assert_array_equal(position, [0])
@@ -82,8 +87,8 @@ def test_nothing_is_found_among_no_keys():
 
 
 def test_padding_is_never_found():
-    keys = ravel(jnp.array([[0, 1], [3, 3]]), (3, 3))
-    _, found = _search.search(keys, keys)
+    keys = ravel_jitted(jnp.array([[0, 1], [3, 3]]), (3, 3))
+    _, found = search(keys, keys)
     np.testing.assert_array_equal(found, [True, False])
 
 
@@ -94,7 +99,7 @@ def test_queries_in_order_are_found_between_their_neighbours(rng, count, spread)
     queries = np.sort(rng.integers(0, 1000 * spread, count).astype(np.uint32))
     queries[count // 2 :] //= 8  # two gaps of very different width, or no order at all
     for asked in (queries, np.sort(queries)):
-        position, found = jax.jit(_search.search)((table,), (asked,))
+        position, found = search((table,), (asked,))
         np.testing.assert_array_equal(position, np.searchsorted(table, asked))
         np.testing.assert_array_equal(found, np.isin(asked, table))
 
@@ -103,7 +108,7 @@ def test_a_batch_of_searches(rng):
     table = np.sort(rng.integers(0, 99, (3, 40)).astype(np.uint32), axis=1)
     queries = rng.integers(0, 99, (3, 70)).astype(np.uint32)
     queries[0].sort()
-    position, _ = jax.vmap(lambda t, q: _search.search((t,), (q,)))(table, queries)
+    position, _ = jax.jit(jax.vmap(lambda t, q: _search.search((t,), (q,))))(table, queries)
     np.testing.assert_array_equal(position, [np.searchsorted(t, q) for t, q in zip(table, queries, strict=True)])
 
 

@@ -20,6 +20,12 @@ FORMS = {
 }
 
 
+def operand(rng, form, **options):
+    """Indices and values of 15 entries in a form: of one length, so that one program serves all forms."""
+    form = FORMS[form]
+    return random_coo(rng, SHAPE, 15 - form.get("duplicates", 0) - form.get("padding", 0), **form, **options)
+
+
 def check_sum(output, a, x, b, y, shape):
     """The output is the dense sum on the union pattern, padded behind it."""
     expected = union_indices(a, b, shape=shape)
@@ -38,8 +44,7 @@ def check_sum(output, a, x, b, y, shape):
 @pytest.mark.parametrize("form", FORMS)
 def test_sum_on_the_union_pattern(rng, form, jit):
     add = jax.jit(jsg.sparse_add, static_argnums=(2, 5)) if jit else jsg.sparse_add
-    a, x = random_coo(rng, SHAPE, 9, **FORMS[form])
-    b, y = random_coo(rng, SHAPE, 9, **FORMS[form])
+    (a, x), (b, y) = operand(rng, form), operand(rng, form)
     output = add(a, x, SHAPE, b, y, SHAPE)
     check_sum(output, a, x, b, y, SHAPE)
     assert len(output.sum_indices) == (len(a) + len(b) if jit else len(union_indices(a, b, shape=SHAPE)))
@@ -71,12 +76,13 @@ def test_any_overlap(rng, overlap):
 def test_empty_operands(rng, sizes, transform):
     (a, x), (b, y) = (random_coo(rng, SHAPE, size) for size in sizes)
 
-    def add(a, x, b, y):
-        return jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+    def loss(x, y, a, b):
+        output = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+        return output.sum_values.sum(), output
 
-    output = transform(add)(a, x, b, y)
+    check_sum(jsg.sparse_add(a, x, SHAPE, b, y, SHAPE), a, x, b, y, SHAPE)
+    gradients, output = transform(jax.grad(loss, (0, 1), has_aux=True))(x, y, a, b)
     check_sum(output, a, x, b, y, SHAPE)
-    gradients = transform(jax.grad(lambda x, y, a, b: add(a, x, b, y).sum_values.sum(), (0, 1)))(x, y, a, b)
     chex.assert_trees_all_equal(gradients, (np.ones_like(x), np.ones_like(y)))
 
 
@@ -101,7 +107,7 @@ def test_cancelled_entries_stay_as_explicit_zeros():
 
 
 @pytest.mark.slow(but="False-shape4")
-@pytest.mark.parametrize("shape", [(2**31 - 1,) * 3, (2**20,) * 5, (3,) * 40, (2**16, 2**16), (65535, 65537)])
+@pytest.mark.parametrize("shape", [(2**31 - 1,) * 3, (2**20,) * 5, (255,) * 8, (2**16, 2**16), (65535, 65537)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_no_shape_overflows(rng, shape, wide):
     with jax.enable_x64(wide):
@@ -173,31 +179,30 @@ def test_value_dtypes_promote_and_each_gradient_has_its_own(rng, a_dtype, b_dtyp
             assert gradient.dtype == jax.dtypes.float0
 
 
+@jax.jit
+def gradients_of_weighted_sum(table, a, x, b, y):
+    def loss(x, y):
+        output = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
+        rows = tuple(output.sum_indices[:, d] for d in range(2))
+        return (table.at[rows].get(mode="fill", fill_value=7) * output.sum_values).sum()
+
+    return jax.grad(loss, (0, 1))(x, y)
+
+
 @pytest.mark.slow(but="sorted-canonical")
 @pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("form", FORMS)
 def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
-    a, x = random_coo(rng, SHAPE, 9, dense=(2,), **FORMS[form])
-    b, y = random_coo(rng, SHAPE, 9, dense=(2,), **FORMS[form])
+    (a, x), (b, y) = operand(rng, form, dense=(2,)), operand(rng, form, dense=(2,))
     table = random_values(rng, (*SHAPE, 2))
-
-    @jax.jit
-    def gradients(a, x, b, y):
-        def loss(x, y):
-            output = jsg.sparse_add(a, x, SHAPE, b, y, SHAPE)
-            rows = tuple(output.sum_indices[:, d] for d in range(2))
-            return (jnp.asarray(table).at[rows].get(mode="fill", fill_value=7) * output.sum_values).sum()
-
-        return jax.grad(loss, (0, 1))(x, y)
-
-    for indices, gradient in zip((a, b), gradients(a, x, b, y), strict=True):
+    for indices, gradient in zip((a, b), gradients_of_weighted_sum(table, a, x, b, y), strict=True):
         np.testing.assert_array_equal(gradient, at_rows(table, indices, SHAPE))
 
 
 @pytest.mark.slow(but="sorted")
 @pytest.mark.usefixtures("method")
 def test_padded_output_is_valid_input(rng):
-    tensors = [random_coo(rng, SHAPE, 6) for _ in range(4)]
+    tensors = [random_coo(rng, SHAPE, 6) for _ in range(3)]
 
     @jax.jit
     def chain(tensors):

@@ -37,7 +37,8 @@ def check(output, a, b, table):
 def test_all_dtypes_of_the_op(x64, rng, name):
     dtype = jnp.dtype(DTYPES[name])
     a, b, total, table, cotangent = example(rng, dtype)
-    output = jsg.sparse_add_grad(cotangent, a, b, total)
+    # With a shape: without one, the search would be compiled for each width of keys, which no type of values touches.
+    output = jsg.sparse_add_grad(cotangent, a, b, total, shape=SHAPE)
     assert output.a_val_grad.dtype == output.b_val_grad.dtype == dtype
     check(output, a, b, table)
 
@@ -98,7 +99,7 @@ def test_a_scalar_tensor():
 
 
 @pytest.mark.slow(but="False-shape4")
-@pytest.mark.parametrize("shape", [(2**31 - 1,) * 3, (2**20,) * 5, (3,) * 40, (2**16, 2**16), (65535, 65537)])
+@pytest.mark.parametrize("shape", [(2**31 - 1,) * 3, (2**20,) * 5, (65535,) * 4, (2**16, 2**16), (65535, 65537)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_key_width_found_from_data_is_right_under_jit(rng, shape, wide):
     with jax.enable_x64(wide):

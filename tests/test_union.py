@@ -183,7 +183,8 @@ def test_restriction_drops_slots_and_renumbers_the_rest(rng):
     full = union_indices(*rows, shape=SMALL)
     indices, union = unite(rows, SMALL, len(full))
     keep = rng.random(len(full)) < 0.5
-    indices, restricted = _tree.restrict(indices, union, jnp.asarray(keep), _keys.space_of(SMALL, np.int32), len(full))
+    restrict = jax.jit(_tree.restrict, static_argnums=4)
+    indices, restricted = restrict(indices, union, keep, _keys.space_of(SMALL, np.int32), len(full))
     count = int(keep.sum())
     assert int(restricted.nnz) == count
     slots = np.concatenate([full[keep], np.tile([SMALL], (len(full) - count, 1))])
@@ -199,5 +200,5 @@ def test_placement_of_known_positions(positions):
     slots = np.arange(nse).reshape(-1, 1)
     rows = np.where(np.array(positions, int) < nse, positions, nse).reshape(-1, 1)
     known = jnp.array([position if position < nse else NONE for position in positions], jnp.int32)
-    placement = _cpu.placement_of(known, nse)
+    placement = jax.jit(_cpu.placement_of, static_argnums=1)(known, nse)
     check_placement(placement, rows, slots, (nse,))
