@@ -6,7 +6,6 @@ import importlib.metadata
 import itertools
 import os
 import pathlib
-import tempfile
 
 # Compiling takes most of the time of these tests, whose arrays are small: a quarter of it without optimisations, and
 # with one LLVM module for each program. A flag that XLA does not know ends the process: the last three were tried with
@@ -39,15 +38,6 @@ import pytest
 from jax_sparse_grad import _tree
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# What tests compile alike, each in a trace or setting of its own, is compiled once: a seventh less time. With a folder
-# that is kept, as in .ci/run, another run finds it. Each worker has its own: JAX's files are not written at one stroke.
-_unkept = tempfile.TemporaryDirectory()
-_programs = pathlib.Path(os.environ.get("COMPILED_FOR_TESTS", _unkept.name), os.environ.get("PYTEST_XDIST_WORKER", ""))
-jax.config.update("jax_compilation_cache_dir", str(_programs))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
 # Python's collector would go through all that JAX keeps again and again.
 gc.freeze()
 gc.set_threshold(20_000, 20, 20)

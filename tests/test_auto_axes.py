@@ -93,6 +93,7 @@ def test_gradients_are_divided_as_their_operands(mesh, batches):
     assert_divided(of_x, "batch")
 
 
+@pytest.mark.slow
 def test_patterns_that_are_closed_over_give_the_exact_number(mesh, batches):
     x, y = spread(mesh, batches, "batch")
 

@@ -83,6 +83,7 @@ def test_what_lies_out_of_bounds_counts_as_padding_under_jit(example):
     check(*example)
 
 
+@pytest.mark.slow
 @given(tensors())
 def test_addition_commutes_and_a_plan_adds_itself(example):
     shape, a, b, x, y, weights = example

@@ -428,6 +428,7 @@ class TestFaults:
             sharded.add(pair[0], np.ones(SHAPE), capacity=3)
 
 
+@pytest.mark.slow
 def test_checkify_does_not_look_into_sums_and_does_not_disturb_them(matrices):
     def poisoned(x, y):
         return sharded.add(sharded.add(x, y, capacity=1), y, capacity=60).data

@@ -123,6 +123,7 @@ def test_no_shape_overflows(rng, shape, wide):
         assert output.sum_values.tolist() == [table[tuple(r)] for r in expected.tolist()]
 
 
+@pytest.mark.slow
 def test_64_bit_indices_beyond_32_bits(x64):
     shape = (2**40, 2**40)
     a, b = np.array([[1, 2**39], [2**33, 5]]), np.array([[2**33, 5], [2**33 + 1, 0]])
