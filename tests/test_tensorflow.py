@@ -12,7 +12,7 @@ tf = pytest.importorskip("tensorflow", reason="no TensorFlow (extra `bench-tenso
 
 # The types for which TensorFlow 2.21 has kernels, of the seventeen in the op's signature.
 DTYPES = ["float32", "float64", "int64", "int32", "int16", "int8", "complex64", "complex128"]
-SHAPES = [(40,), (6, 7), (3, 4, 5), (2, 3, 2, 4), (2, 2, 3, 2, 2)]
+SHAPES = [(40,), (3, 4, 5), (2, 3, 2, 4), (2, 2, 3, 2, 2)]
 
 
 def cells_of(rng, shape, overlap, count=15):
@@ -66,8 +66,8 @@ def check(total, grads, indices, values, a_grad, b_grad):
         np.testing.assert_array_equal(bits(ours), bits(theirs))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+# Indices are treated alike whatever the type of values, and values whatever the number of dimensions.
+@pytest.mark.parametrize(("dtype", "shape"), [*((each, (6, 7)) for each in DTYPES), *(("float32", s) for s in SHAPES)])
 def test_sum_and_gradients_are_the_same_bits_under_jit(x64, rng, shape, dtype):
     @jax.jit
     def run(a, x, b, y, thresh, backprop):
@@ -116,7 +116,7 @@ def test_gradient_tape_and_jax_grad_agree(rng, thresh):
 
 
 def test_the_differences_are_the_stated_ones():
-    """NaN sums, duplicates and order: TensorFlow loses entries without a word, where the sum here is complete."""
+    """NaN sums, duplicates and order: TensorFlow silently loses entries, where the sum here is complete."""
     index = np.array([[0], [1]])
     nan = np.array([np.nan, 1.0], np.float32)
     theirs = tf.raw_ops.SparseAdd(
