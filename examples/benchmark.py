@@ -26,7 +26,7 @@ It is what the memory's speed allows. A plan that was made before moves no indic
 
 The table "what else" measures ours alone: wide keys, operands out of order, hybrid values, many operands, large sizes,
 eager calls and memory. On an NVIDIA GPU all of this is also done there, with JAX's BCOO, PyTorch and CuPy as peers;
-`--only-gpu` leaves out the CPU (3 minutes).
+`--only-gpu` leaves out the CPU (6 minutes).
 
 `--compile-for h100` and `--compile-for v5e` time nothing: they compile for a GPU or a TPU that need not be there, and
 count what the program would do. See `compiled_benchmark.py`.
@@ -1007,17 +1007,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         print("no GPU: nothing measured on one")
 
-    timings = []
+    def save() -> None:
+        figures["timings"] = [timing._asdict() for timing in timings]
+        (folder / "benchmark.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+    timings: list[Timing] = []
     for setup in setups[options.only_gpu :]:
         with jax.default_device(setup.device):
             seconds = figures["compile_seconds"][setup.name] = compile_seconds(by_size[0]())
             say(f"{setup.name}: compiling our forward and backward pass: {seconds:.1f} s (not counted below)")
             measured, figures["left_out"][setup.name] = suite(setup.name, setup.problems, setup.contenders, rounds)
             timings += measured
+            save()
             if not (options.quick or options.no_extras):
                 figures["what_else"][setup.name] = what_else(setup, rounds or 9, large=options.large)
-    figures["timings"] = [timing._asdict() for timing in timings]
-    (folder / "benchmark.json").write_text(json.dumps(figures, indent=1) + "\n")
+                save()
 
     names = {f"{size:,}" for size in (*sizes, 10**8)}
     for setup in setups[options.only_gpu :]:
