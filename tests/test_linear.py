@@ -58,6 +58,7 @@ def test_one_part_alone_is_differentiated(x):
         chex.assert_trees_all_close(*gradients)
 
 
+@pytest.mark.slow
 def test_batches_of_values_of_data_and_of_both(x):
     many = jax.tree.map(lambda part: jnp.stack([part, 2 * part, part + 1]), x)
     rows = jnp.stack([ROWS, ROWS[::-1], jnp.zeros_like(ROWS)])

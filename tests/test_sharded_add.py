@@ -206,6 +206,7 @@ class TestGradient:
         entries = jax.jit(lambda x: sharded.add_n([x]).data)(pair[0])
         np.testing.assert_allclose(second(1.0, *pair), 2 * squares(host(entries)), rtol=1e-5)
 
+    @pytest.mark.slow
     def test_vmap_over_values(self, in_order):
         x, y = in_order
         scales = jnp.arange(3.0)

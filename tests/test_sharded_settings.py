@@ -1,5 +1,7 @@
 """Sharded operands under JAX's settings."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +9,15 @@ import pytest
 from jax_sparse_grad import sharded
 from shards import SHAPE, canonical, check_form, dense_of, make_mesh, random_matrix
 
+
+@contextlib.contextmanager
+def strictly():
+    with jax.numpy_dtype_promotion("strict"), jax.transfer_guard("disallow"):
+        yield
+
+
 SETTINGS = {
-    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "no implicit transfers": lambda: jax.transfer_guard("disallow"),
+    "strict promotion, no implicit transfers": strictly,
     "another default device": lambda: jax.default_device(jax.devices()[3]),
     "a default device by name": lambda: jax.default_device("cpu"),
 }

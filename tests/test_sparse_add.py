@@ -351,6 +351,7 @@ def test_strict_promotion_and_lists_are_accepted():
         assert value.sum_values.tolist() == [2.0, 1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_threshold_leaves_no_sort_of_indices_that_are_known(rng):
     a, x = random_coo(rng, SHAPE, 9, shuffled=True, duplicates=3)
     b, y = random_coo(rng, SHAPE, 9, shuffled=True)

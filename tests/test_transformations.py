@@ -223,6 +223,7 @@ class TestPlan:
         np.testing.assert_allclose(gradient, by_hand[0], rtol=1e-5)
         np.testing.assert_allclose(expected, self.dense(pair, values), rtol=1e-5)
 
+    @pytest.mark.slow
     def test_a_batch_of_plans(self, rng):
         patterns = [random_coo(rng, SHAPE, 8, **FORM) for _ in range(3)]
         indices, values = np.stack([i for i, _ in patterns]), jnp.asarray(np.stack([v for _, v in patterns]))
