@@ -1001,7 +1001,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     figures: dict[str, Any] = surroundings() | {name: {} for name in ("compile_seconds", "left_out", "what_else")}
     folder.mkdir(parents=True, exist_ok=True)
     more = [partial(draw, HALF, 10**8)] if options.large else []
-    setups = [Setup("CPU", jax.devices("cpu")[0], by_size + by_pattern, CONTENDERS, copy_of)]
+    setups = []
+    if not options.only_gpu:
+        setups.append(Setup("CPU", jax.devices("cpu")[0], by_size + by_pattern, CONTENDERS, copy_of))
     if jax.default_backend() == "gpu":
         setups.append(Setup("GPU", jax.devices()[0], by_size + more + by_pattern, GPU_CONTENDERS, copy_on_device))
     else:
@@ -1012,7 +1014,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         (folder / "benchmark.json").write_text(json.dumps(figures, indent=1) + "\n")
 
     timings: list[Timing] = []
-    for setup in setups[options.only_gpu :]:
+    for setup in setups:
         with jax.default_device(setup.device):
             seconds = figures["compile_seconds"][setup.name] = compile_seconds(by_size[0]())
             say(f"{setup.name}: compiling our forward and backward pass: {seconds:.1f} s (not counted below)")
@@ -1024,7 +1026,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 save()
 
     names = {f"{size:,}" for size in (*sizes, 10**8)}
-    for setup in setups[options.only_gpu :]:
+    for setup in setups:
         own = [timing for timing in timings if timing.device == setup.name]
         kind = f"{figures['cores']} CPU cores" if setup.name == "CPU" else setup.device.device_kind
         groups = {

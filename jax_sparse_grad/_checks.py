@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.interpreters import ad, batching, mlir
 
-from jax_sparse_grad._eager import is_concrete
+from jax_sparse_grad._eager import is_concrete, read
 
 T = TypeVar("T")
 
@@ -28,8 +28,8 @@ def guard(tree: T, ok: jax.Array, message: str, **data: jax.Array) -> T:
     code.
     """
     if is_concrete(ok, data):
-        if not ok:
-            raise ValueError(message.format(**{name: np.asarray(value) for name, value in data.items()}))
+        if not read(ok):
+            raise ValueError(message.format(**{name: read(value) for name, value in data.items()}))
         return tree
     leaves, treedef = jax.tree.flatten(tree)
     names = list(data)

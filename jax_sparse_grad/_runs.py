@@ -36,7 +36,7 @@ def sum_runs_by_gathers(values: jax.Array, runs: jax.Array) -> jax.Array:
 def sum_runs_by_shifts(values: jax.Array, runs: jax.Array) -> jax.Array:
     """For machines with little patience with gathers."""
     size, dtype = values.shape[0], values.dtype
-    values = in_bytes(values)
+    values = in_bytes(values)  # narrower integers cannot be concatenated everywhere
 
     def ahead(array: jax.Array, step: jax.Array, fill: Any) -> jax.Array:
         return lax.dynamic_slice_in_dim(jnp.concatenate([array, jnp.full_like(array, fill)]), step, size)
@@ -53,15 +53,17 @@ def sum_runs_by_shifts(values: jax.Array, runs: jax.Array) -> jax.Array:
 def sum_runs_unrolled(values: jax.Array, runs: jax.Array) -> jax.Array:
     """For XLA:GPU."""
     size, dtype = values.shape[0], values.dtype
-    values = in_bytes(values)
-    for round_ in range(max(size - 1, 0).bit_length()):
-        step = 1 << round_
-
-        def ahead(array: jax.Array, fill: Any, step: int = step) -> jax.Array:
-            return jnp.concatenate([array[step:], jnp.full_like(array[:step], fill)])
-
-        values = _add_in_runs(values, ahead(values, 0), (runs != NONE) & (ahead(runs, NONE) == runs))
+    values = in_bytes(values)  # narrower integers cannot be concatenated everywhere
+    step = 1
+    while step < size:
+        same_run = (runs != NONE) & (_ahead(runs, step, NONE) == runs)
+        values = _add_in_runs(values, _ahead(values, step, 0), same_run)
+        step *= 2
     return values.astype(dtype)
+
+
+def _ahead(array: jax.Array, step: int, fill: Any) -> jax.Array:
+    return jnp.concatenate([array[step:], jnp.full_like(array[:step], fill)])
 
 
 def _add_in_runs(values: jax.Array, partners: jax.Array, same_run: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-# On other devices if asked for: `JAX_PLATFORMS=cuda python -m pytest`. Tests that need several of them are skipped.
+# On other devices if asked for: `JAX_PLATFORMS=cuda,cpu python -m pytest`. Tests that need several of them are skipped.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
