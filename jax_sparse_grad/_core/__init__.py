@@ -1,0 +1,7 @@
+"""The core anew, beside the one that it will replace: slots for all, loops on CPUs, numpy for what is concrete.
+
+    _keys.py     index rows <-> words of keys
+    _cpu.py      slots by plain loops
+
+Nothing outside of the tests uses it yet.
+"""

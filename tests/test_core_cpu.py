@@ -1,0 +1,148 @@
+"""Slots by plain loops, held against numpy, and that XLA:CPU makes native functions of them."""
+
+import itertools
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_sparse_grad._core import _cpu, _keys
+from jax_sparse_grad._primitives import NONE
+
+SHAPES = [(6, 7), (40_000, 40_000), (2**31 - 1, 2**31 - 1, 2), (2**32 - 1,), (1, 5), ()]
+
+
+def draw(rng, shape, size, *, ascending, unique):
+    """Index rows of a few cells spread over the shape, some of them padding."""
+    columns = [np.minimum(rng.integers(0, 9, size) * max(each // 8, 1), each) for each in shape]
+    rows = np.stack(columns, axis=1) if shape else np.zeros((size, 0))
+    rows = rows.astype(np.uint32)
+    if unique:
+        rows = np.unique(rows, axis=0) if shape else rows[:1]
+        rows = np.concatenate([rows, np.tile(np.array(shape, np.uint32), (size - len(rows), 1))])
+    inside = np.all(rows < np.array(shape, np.int64), axis=1)
+    rows[~inside] = shape
+    if ascending:
+        rows = rows[np.lexsort([*rows.T[::-1], np.all(rows == shape, axis=1)])] if shape else rows
+    return rows
+
+
+def reference(lists, shape):
+    """The slots of rows among the distinct entries of all lists, by numpy."""
+    rows = np.concatenate(lists)
+    inside = np.all(rows < np.array(shape, np.int64), axis=1)
+    distinct, numbers = np.unique(rows[inside], axis=0, return_inverse=True)
+    if not shape:
+        distinct, numbers = distinct[:1], np.zeros(len(rows), int)
+    slots = np.full(len(rows), NONE)
+    slots[inside] = numbers.ravel()
+    return np.split(slots, np.cumsum([len(each) for each in lists])[:-1]), distinct
+
+
+@partial(jax.jit, static_argnums=0)
+def find(shape, *lists):
+    return _cpu.find_slots([_keys.ravel(rows, shape) for rows in lists])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_slots_are_the_numbers_of_the_distinct_entries(rng, shape):
+    orders = [(True, True), (False, True), (False, False), (True,), (False,), (False, True, True)]
+    for ascending, unique in itertools.product(orders, [True, False]):
+        lists = [draw(rng, shape, 50, ascending=each, unique=unique) for each in ascending]
+        expected, distinct = reference(lists, shape)
+        slots, count = find(shape, *lists)
+        assert count == len(distinct)
+        for got, want in zip(slots, expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 0), (1, 1), (0,)])
+def test_operands_may_be_empty_or_single(rng, sizes):
+    lists = [draw(rng, (6, 7), size, ascending=False, unique=False) for size in sizes]
+    expected, distinct = reference(lists, (6, 7))
+    slots, count = _cpu.find_slots([_keys.ravel(jnp.asarray(rows), (6, 7)) for rows in lists])
+    assert count == len(distinct)
+    for got, want in zip(slots, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+OVERLAPS = {
+    "all shared": (np.arange(5000), np.arange(5000)),
+    "one behind the other": (np.arange(5000), np.arange(4990, 9000)),
+    "in a gap": (np.r_[0:2000, 7000:9000], np.arange(2100, 6000)),
+    "repeated across blocks": (np.repeat(np.arange(900), 7), np.repeat(np.arange(300, 1500), 3)),
+    "blocks that repeat one key": (np.r_[0:100, [100] * 40, 101:600], np.r_[200:300, [700] * 50]),
+}
+
+
+@pytest.mark.parametrize(("a", "b"), OVERLAPS.values(), ids=OVERLAPS)
+def test_blocks_are_copied_without_a_trace(a, b):
+    slots, count = jax.jit(_cpu.find_slots)([(jnp.asarray(each, np.uint32),) for each in (a, b)])
+    distinct, numbers = np.unique(np.concatenate([a, b]), return_inverse=True)
+    assert count == len(distinct)
+    np.testing.assert_array_equal(np.concatenate(slots), numbers)
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_argsort_is_stable(rng, words):
+    keys = [rng.choice([0, 1, 5, 2**11, 2**31, 2**32 - 1], 300).astype(np.uint32) for _ in range(words)]
+    order = jax.jit(_cpu.argsort)(tuple(map(jnp.asarray, keys)))
+    np.testing.assert_array_equal(order, np.lexsort(keys[::-1]))
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+def test_locate_finds_each_row_or_says_that_it_is_not_there(rng, ascending):
+    shape = (6, 7)
+    total = np.unique(draw(rng, shape, 30, ascending=True, unique=True), axis=0)
+    rows = draw(rng, shape, 60, ascending=ascending, unique=False)
+    (places,) = jax.jit(lambda *each: _cpu.locate(*_ravel(each, shape)))(total, rows)
+    for row, place in zip(rows, places, strict=True):
+        (found,) = np.nonzero(np.all(total == row, axis=1))
+        inside = np.all(row < shape)
+        assert place == (found[0] if inside and len(found) else NONE)
+
+
+def _ravel(lists, shape):
+    total, *others = (_keys.ravel(rows, shape) for rows in lists)
+    return total, others
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_keys_keep_rows_and_their_order(rng, shape):
+    rows = draw(rng, shape, 60, ascending=True, unique=False)
+    keys = _keys.ravel(jnp.asarray(rows), shape)
+    np.testing.assert_array_equal(_keys.unravel(keys, shape, np.uint32), rows)
+    before, after = ([word[part] for word in keys] for part in (slice(None, -1), slice(1, None)))
+    assert not np.any(_keys.is_less(after, before))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("size", [2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1])
+def test_64_bit_indices_have_words_of_32_bits(size):
+    rows = np.array([[0, 1], [size // 2, 0], [size - 1, 1], [size, 2]])
+    keys = _keys.ravel(jnp.asarray(rows), (size, 2))
+    assert {word.dtype for word in keys} == {np.dtype(np.uint32)}
+    np.testing.assert_array_equal(_keys.is_padding(keys), [False, False, False, True])
+    np.testing.assert_array_equal(_keys.unravel(keys, (size, 2), np.int64), rows)
+    assert np.all(_keys.is_less([word[:-1] for word in keys], [word[1:] for word in keys]))
+
+
+def test_each_loop_is_one_native_function():
+    rows = jax.ShapeDtypeStruct((100, 2), np.int32)
+
+    def find(*lists):
+        return _cpu.find_slots([_keys.ravel(each, (40, 50)) for each in lists])
+
+    text = jax.jit(find).lower(rows, rows).compile().as_text()
+    called = set(re.findall(r'to_apply=%?([\w.\-]+),.*xla_cpu_small_call="true"', text))
+    computation, loops = None, []
+    for line in text.splitlines():
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        computation = head[1] if head else computation
+        if re.search(r' while\(.*op_name="[^"]*while"', line):
+            loops.append(computation)
+    assert len(loops) > 10
+    assert set(loops) <= called
