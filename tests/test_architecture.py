@@ -21,6 +21,7 @@ ROOMS = [
     "_core",
     "_core._keys",
     "_core._cpu",
+    "_core._host",
     "_seam",
     "_xla_cpu",
     "_keys",

@@ -2,6 +2,7 @@
 
     _keys.py     index rows <-> words of keys
     _cpu.py      slots by plain loops
+    _host.py     slots of concrete indices, in numpy
 
 Nothing outside of the tests uses it yet.
 """

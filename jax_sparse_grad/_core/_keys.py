@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,8 @@ def words_of(shape: tuple[int, ...]) -> tuple[tuple[Digit, ...], ...]:
     return tuple(words)
 
 
-def is_entry(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Whether each index row `[..., ndims]` lies inside a shape, `[...]` bool. For numpy's arrays too."""
+def is_entry(rows: Any, shape: tuple[int, ...]) -> Any:
+    """Whether each index row `[..., ndims]` lies inside a shape, `[...]` bool; by numpy if the rows are numpy's."""
     inside = rows[..., :0].sum(-1) == 0  # of a scalar tensor, every row
     for dim, size in enumerate(shape):
         unsigned = np.dtype(f"uint{max(8, jnp.iinfo(rows.dtype).bits)}")  # a negative index becomes too large
