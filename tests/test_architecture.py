@@ -22,6 +22,7 @@ ROOMS = [
     "_core._keys",
     "_core._cpu",
     "_core._host",
+    "_core._values",
     "_seam",
     "_xla_cpu",
     "_keys",

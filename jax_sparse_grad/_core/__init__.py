@@ -3,6 +3,7 @@
     _keys.py     index rows <-> words of keys
     _cpu.py      slots by plain loops
     _host.py     slots of concrete indices, in numpy
+    _values.py   values to slots and back
 
 Nothing outside of the tests uses it yet.
 """

@@ -53,9 +53,11 @@ def find_union(
         nse = int(nnz.max(initial=0))
 
     entries = np.take(rows, heads, axis=0)
-    indices = np.empty((count, nse, ndims), rows.dtype)
-    indices[...] = np.asarray(shape, rows.dtype)
-    indices[np.arange(nse) < nnz[:, None]] = entries[slots[heads] < nse]
+    indices = entries
+    if len(entries) != count * nse or np.any(nnz != nse):
+        indices = np.empty((count, nse, ndims), rows.dtype)
+        indices[...] = np.asarray(shape, rows.dtype)
+        indices[np.arange(nse) < nnz[:, None]] = entries[slots[heads] < nse]
     parts = np.split(slots.reshape(*batch, size), np.cumsum(sizes)[:-1], axis=-1)
     return indices.reshape(*batch, nse, ndims), tuple(parts), nnz.reshape(batch)
 

@@ -1,0 +1,164 @@
+"""Values to their slots and back: against a dense matrix, by numpy and by XLA, under transformations."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from compilations import compilations_of
+from jax_sparse_grad._core import _values
+from jax_sparse_grad._primitives import NONE
+from samples import random_values
+
+NSE, NNZ, SIZES = 6, 5, (7, 4)
+
+
+def draw(rng, dtype=np.float32, dense=()):
+    slots = [jnp.asarray(np.where(rng.random(n) < 0.2, NONE, rng.integers(0, NNZ, n)).astype(np.int32)) for n in SIZES]
+    return slots, [jnp.asarray(random_values(rng, (n, *dense), dtype)) for n in SIZES]
+
+
+def matrix(slots):
+    return [(np.arange(NSE)[:, None] == np.asarray(each)).astype(float) for each in slots]
+
+
+def place(slots, values, nnz=NNZ, nse=NSE, dtype=None, **keywords):
+    dtype = jnp.result_type(*values) if dtype is None else dtype
+    return _values.place(nse, jnp.int32(nnz), slots, values, dtype=dtype, **keywords)
+
+
+@pytest.mark.parametrize("dense", [(), (3,), (2, 2)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "complex64", "int4"])
+def test_the_sum_is_a_product_with_the_matrix_of_slots(rng, dtype, dense):
+    slots, values = draw(rng, np.float32, dense)
+    values = [each.astype(jnp.int8).astype(dtype) for each in values]
+    wanted = sum(np.tensordot(m, np.asarray(v).astype(complex), 1) for m, v in zip(matrix(slots), values, strict=True))
+    wanted = np.asarray(wanted.real if dtype != "complex64" else wanted)
+    wanted = wanted.astype(np.int64) if jnp.issubdtype(dtype, jnp.integer) else wanted
+    for run in (place, jax.jit(place)):
+        np.testing.assert_array_equal(run(slots, values), jnp.asarray(wanted.astype(np.dtype(dtype))))
+
+
+def test_numpy_and_xla_agree_bit_for_bit(rng):
+    slots, _ = draw(rng)
+    values = [jnp.asarray(rng.normal(size=n).astype(np.float32)) for n in SIZES]
+    for dtype in ("float32", "bfloat16", "float16"):
+        cast = [each.astype(dtype) for each in values]
+        eager, traced = place(slots, cast), jax.jit(place)(slots, cast)
+        assert np.asarray(eager).tobytes() == np.asarray(traced).tobytes()
+
+
+def test_signs_of_zero_survive_and_padding_is_positive():
+    values = [jnp.array([-0.0, 0.0]), jnp.array([-0.0])]
+    slots = [jnp.array([0, 1], np.int32), jnp.array([0], np.int32)]
+    for run in (place, jax.jit(place)):
+        assert np.signbit(run(slots, values, nnz=2)).tolist() == [True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["numpy", "xla"])
+@pytest.mark.parametrize(("dtype", "poison"), [("float32", np.nan), ("int32", -(2**31)), ("uint8", 255)])
+def test_overflow_poisons_all_values(rng, run, dtype, poison):
+    slots, values = draw(rng)
+    values = [each.astype(np.int8).astype(dtype) for each in values]
+    total = run(lambda values: place(slots, values, nnz=NSE + 1))(values)
+    np.testing.assert_array_equal(total, np.full(NSE, poison, dtype))
+
+
+def test_overflow_poisons_tangents_and_cotangents(rng):
+    slots, values = draw(rng)
+    add = partial(place, slots, nnz=NSE + 1)
+    _, tangent = jax.jvp(add, (values,), (values,))
+    gradient = jax.grad(lambda values: add(values).sum())(values)
+    assert np.isnan(tangent).all()
+    assert all(np.isnan(each).all() for each in gradient)
+
+
+def test_values_are_cast_negated_and_weighted(rng):
+    slots, values = draw(rng)
+    values = [values[0].astype(np.int8), values[1]]
+    weights = [jnp.float32(2), jnp.float32(0.5)]
+    wanted = 2 * matrix(slots)[0] @ values[0] - 0.5 * matrix(slots)[1] @ values[1]
+    for run in (lambda f: f, jax.jit):
+        total = run(partial(place, negated=(False, True), dtype=np.float32))(slots, values, weights=weights)
+        np.testing.assert_array_equal(total, wanted)
+
+
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["numpy", "xla"])
+@pytest.mark.parametrize("dense", [(), (2,)], ids=str)
+def test_derivatives_of_values_and_weights(rng, run, dense):
+    slots, values = draw(rng, dense=dense)
+    weights = [jnp.float32(1.5), jnp.float32(-2)]
+
+    def loss(values, weights):
+        return (place(slots, values, weights=weights, negated=(False, True)) ** 2).sum() / 100
+
+    check_grads(run(loss), (values, weights), 2, modes=["fwd", "rev"], atol=0.1, rtol=0.1, eps=1e-2)
+
+
+def test_padding_has_no_part_in_derivatives():
+    slots, values = [jnp.array([0, NONE], np.int32)], [jnp.array([2.0, np.nan])]
+    for weight, wanted in ((3.0, [3.0, 0.0]), (np.inf, [np.inf, 0.0])):
+        add = lambda v, w: place(slots, v, weights=[w], nnz=1).sum()  # noqa: E731
+        of_values, of_weight = jax.grad(add, (0, 1))(values, jnp.float32(weight))
+        np.testing.assert_array_equal(of_values[0], wanted)
+        assert of_weight == 2
+
+
+BATCHES = [(0, 0), (None, 0), (0, None)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize(("slot_axis", "value_axis"), BATCHES)
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["numpy", "xla"])
+def test_batches(rng, run, slot_axis, value_axis, count):
+    draws = [draw(rng, dense=(2,)) for _ in range(max(count, 1))]
+    slots = jax.tree.map(lambda *x: jnp.stack(x)[:count], *[each[0] for each in draws])
+    values = jax.tree.map(lambda *x: jnp.stack(x)[:count], *[each[1] for each in draws])
+    slots = draws[0][0] if slot_axis is None else slots
+    values = draws[0][1] if value_axis is None else values
+    both = jax.vmap(lambda s, v: jax.value_and_grad(lambda v: (place(s, v) ** 2).sum())(v), (slot_axis, value_axis))
+    totals, gradients = run(both)(slots, values)
+    assert totals.shape == (count,)
+    for k in range(count):
+        s = draws[0 if slot_axis is None else k][0]
+        v = draws[0 if value_axis is None else k][1]
+        total = sum(np.tensordot(m, x, 1) for m, x in zip(matrix(s), v, strict=True))
+        np.testing.assert_allclose(totals[k], (total**2).sum(), rtol=1e-6)
+        for m, got in zip(matrix(s), gradients, strict=True):
+            np.testing.assert_array_equal(got[k], 2 * np.tensordot(m.T, total, 1))
+
+
+def test_nested_batches_agree_by_numpy_and_xla(rng):
+    slots, _ = draw(rng)
+    values = [jnp.asarray(random_values(rng, (2, 3, n))) for n in SIZES]
+    rolled = [jnp.stack([each, each[::-1], each]) for each in slots]
+    add = jax.vmap(jax.vmap(place, (0, 0)), (None, 0))
+    np.testing.assert_array_equal(add(rolled, values), jax.jit(add)(rolled, values))
+    np.testing.assert_array_equal(
+        add(rolled, values)[1, 1], place([each[::-1] for each in slots], [v[1, 1] for v in values])
+    )
+
+
+def test_slots_of_none_and_sums_of_none(rng):
+    slots, values = [jnp.zeros(0, np.int32), jnp.full(4, NONE)], [jnp.zeros(0), jnp.ones(4)]
+    for run in (place, jax.jit(place, static_argnames=("nse", "nnz"))):
+        assert run(slots, values, nse=0, nnz=0).shape == (0,)
+        assert run(slots, values, nse=2, nnz=0).tolist() == [0, 0]
+    gradient = jax.grad(lambda v: place(slots, v, nse=0, nnz=0).sum())(values)
+    assert [each.tolist() for each in gradient] == [[], [0, 0, 0, 0]]
+
+
+def test_concrete_arrays_compile_nothing_in_derivatives_either(rng):
+    def steps(size):
+        slots = [jax.device_put(rng.integers(0, 50, size).astype(np.int32))] * 2
+        values = [jax.device_put(np.ones(size, np.float32)), jax.device_put(np.ones(size, np.int8))]
+        add = lambda x: _values.place(50, np.int32(50), slots, [x, values[1]], dtype=np.float32)  # noqa: E731
+        total, pull = jax.vjp(add, values[0])
+        pull(total)
+        jax.jvp(add, (values[0],), (values[0],))
+
+    steps(10)
+    assert compilations_of(lambda: steps(11)) == 0
