@@ -53,13 +53,13 @@ class _Sum(NamedTuple):
     levels: tuple[tuple[bool, ...], ...] = ()
 
     @property
-    def operands(self) -> int:
+    def arity(self) -> int:
         """The number of operands."""
         return len(self.dtypes)
 
     def split(self, operands: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any], Sequence[Any]]:
         """`nnz`, slots, weights, and what is placed or picked from."""
-        ends = 1 + self.operands, 1 + self.operands * (1 + self.weighted)
+        ends = 1 + self.arity, 1 + self.arity * (1 + self.weighted)
         return operands[0], operands[1 : ends[0]], operands[ends[0] : ends[1]], operands[ends[1] :]
 
 
@@ -104,7 +104,7 @@ def pick(nnz: jax.Array, slots: Sequence[jax.Array], total: jax.Array) -> Arrays
 
 def _apply(static: _Sum, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
     nnz, slots, weights, x = static.split(operands)
-    terms = (_pick if static.picks else _place)(static, nnz, slots, weights or [None] * static.operands, x)
+    terms = (_pick if static.picks else _place)(static, nnz, slots, weights or [None] * static.arity, x)
     return list(terms)
 
 
@@ -214,10 +214,8 @@ def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
     """The same, all batches as one list of slots."""
     x = operands[-1]
     batch = x.shape[: len(static.levels)]
-    flags = [tuple(level[k] for level in reversed(static.levels)) for k in range(1 + static.operands)]
-    nnz, *slots = (
-        _with_batch(each, has, batch) for each, has in zip(operands[: 1 + static.operands], flags, strict=True)
-    )
+    flags = [tuple(level[k] for level in reversed(static.levels)) for k in range(1 + static.arity)]
+    nnz, *slots = (_with_batch(each, has, batch) for each, has in zip(operands[: 1 + static.arity], flags, strict=True))
     _, _, weights, x = static.split(operands)
     overflows = (nnz > static.nse).reshape(-1)
     batches, dense = len(overflows), x[0].shape[len(batch) + 1 :]
@@ -226,7 +224,7 @@ def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
         own = each.reshape(batches, each.shape[-1]).astype(np.int64)
         shift = np.arange(batches)[:, None] * static.nse
         flat.append(np.where(own < static.nse, own + shift, batches * static.nse))
-    scales = [each.reshape(batches, *[1] * (1 + len(dense))) for each in weights] or [None] * static.operands
+    scales = [each.reshape(batches, *[1] * (1 + len(dense))) for each in weights] or [None] * static.arity
     terms = _pick_on_host if static.picks else _place_on_host
     with np.errstate(all="ignore"):  # as XLA
         results = terms(static, nnz.reshape(-1), overflows, flat, scales, x, dense)
@@ -299,18 +297,18 @@ def _batch(operands: Sequence[Any], dims: Sequence[int | None], *, static: _Sum)
     count = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
     moved = [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(operands, dims, strict=True)]
     # All values are broadcast: the transpose then need not sum over what was shared, because JAX does.
-    for k in range(1 + static.operands, len(moved)):
+    for k in range(1 + static.arity, len(moved)):
         if dims[k] is None:
             moved[k] = jnp.broadcast_to(moved[k], (count, *moved[k].shape))
-    level = tuple(dim is not None for dim in dims[: 1 + static.operands])
+    level = tuple(dim is not None for dim in dims[: 1 + static.arity])
     results = _values.bind(*moved, static=static._replace(levels=(*static.levels, level)))
     return results, [0] * len(results)
 
 
 def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], *, static: _Sum) -> tuple[Any, Any]:
     results = _values.bind(*operands, static=static)
-    begin = 1 + static.operands * (1 + static.weighted)
-    parts = slice(1 + static.operands, begin), slice(begin, len(operands))
+    begin = 1 + static.arity * (1 + static.weighted)
+    parts = slice(1 + static.arity, begin), slice(begin, len(operands))
     terms = []
     for part in parts:  # linear in the weights, and in the values
         if any(type(each) is not ad.Zero for each in tangents[part]):
@@ -341,16 +339,14 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, static: _Sum) -> list[
     else:
         pulled = _values.bind(nnz, *slots, *weights, *y, static=static._replace(picks=not static.picks))
         results = [*[None] * len(weights), *pulled]
-    wanted = zip(operands[1 + static.operands :], results, strict=True)
-    return [None] * (1 + static.operands) + [
-        each if ad.is_undefined_primal(operand) else None for operand, each in wanted
-    ]
+    wanted = zip(operands[1 + static.arity :], results, strict=True)
+    return [None] * (1 + static.arity) + [each if ad.is_undefined_primal(operand) else None for operand, each in wanted]
 
 
 def _pull_back_weights(static: _Sum, nnz: Any, slots: Sequence[Any], x: Sequence[Any], y: Sequence[Any]) -> list[Any]:
     """The cotangents of the weights: for each the sum over its entries of value times what their slot holds."""
     total, values = (x[0], y) if static.picks else (y[0], x)
-    alone = static._replace(picks=True, weighted=False, dtypes=(static.dtype,) * static.operands)
+    alone = static._replace(picks=True, weighted=False, dtypes=(static.dtype,) * static.arity)
     picked = _values.bind(nnz, *slots, total, static=alone)
     axes = tuple(range(len(static.levels), total.ndim))
 
@@ -358,7 +354,7 @@ def _pull_back_weights(static: _Sum, nnz: Any, slots: Sequence[Any], x: Sequence
         return each * jnp.where((slot < static.nse).reshape(-1, *[1] * (value.ndim - 1)), value, 0).astype(each.dtype)
 
     def contract_all(_: Any, *rest: Any) -> list[Any]:
-        parts = rest[: static.operands], rest[static.operands : 2 * static.operands], rest[2 * static.operands :]
+        parts = rest[: static.arity], rest[static.arity : 2 * static.arity], rest[2 * static.arity :]
         return [contract(each, slot, value) for slot, each, value in zip(*parts, strict=True)]
 
     products = _map_levels(static, contract_all)(nnz, *slots, *picked, *values)
