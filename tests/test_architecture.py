@@ -22,6 +22,8 @@ ROOMS = [
     "_core._keys",
     "_core._cpu",
     "_core._host",
+    "_core._tpu",
+    "_core._gpu",
     "_core._values",
     "_seam",
     "_xla_cpu",

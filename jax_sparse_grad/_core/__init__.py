@@ -2,6 +2,8 @@
 
     _keys.py     index rows <-> words of keys
     _cpu.py      slots by plain loops
+    _gpu.py      slots by ranks, or one sort
+    _tpu.py      slots by one sort
     _host.py     slots of concrete indices, in numpy
     _values.py   values to slots and back
 
