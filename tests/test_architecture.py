@@ -24,6 +24,8 @@ ROOMS = [
     "_core._host",
     "_core._tpu",
     "_core._gpu",
+    "_core._platforms",
+    "_core._union",
     "_core._values",
     "_seam",
     "_xla_cpu",

@@ -162,3 +162,36 @@ def test_concrete_arrays_compile_nothing_in_derivatives_either(rng):
 
     steps(10)
     assert compilations_of(lambda: steps(11)) == 0
+
+
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["numpy", "xla"])
+@pytest.mark.parametrize(("sizes", "dense"), [((3, 4), ()), ((5,), (2,)), ((), ()), ((0, 3), ())], ids=str)
+def test_dense_sums(rng, run, sizes, dense):
+    rows = np.stack([rng.integers(-1, size + 2, 6) for size in sizes], axis=1) if sizes else np.zeros((6, 0), int)
+    rows = jnp.asarray(rows, np.int32)
+    array, values = (jnp.asarray(random_values(rng, shape)) for shape in ((*sizes, *dense), (6, *dense)))
+    inside = np.all((rows >= 0) & (rows < np.array(sizes, int).reshape(1, -1)), axis=1)
+
+    def add(array, values, weights=()):
+        return _values.place_onto(
+            [array, array], [rows], [values], sizes=sizes, dtype=np.float32, negated=(0, 0, 1), weights=weights
+        )
+
+    wanted = np.array(2 * np.asarray(array))
+    if sizes:
+        np.subtract.at(wanted, tuple(np.asarray(rows)[inside].T), np.asarray(values)[inside])
+    else:
+        wanted -= np.sum(values)
+    np.testing.assert_array_equal(run(add)(array, values), wanted)
+    ct = jnp.asarray(random_values(rng, wanted.shape))
+    gradients = run(lambda *x: jax.vjp(add, *x)[1](ct))(array, values)
+    np.testing.assert_array_equal(gradients[0], 2 * ct)
+    picked = np.zeros(values.shape, np.float32)
+    picked[inside] = -np.asarray(ct)[tuple(np.asarray(rows)[inside].T)]
+    np.testing.assert_array_equal(gradients[1], picked)
+    batched = run(jax.vmap(add, (None, 0)))(array, jnp.stack([values, values]))
+    np.testing.assert_array_equal(batched, [wanted, wanted])
+    weights = [jnp.float32(w) for w in (1, 2, 3)]
+    of_weights = run(jax.grad(lambda w: (add(array, values, w) * ct).sum()))(weights)
+    terms = [(array * ct).sum(), (array * ct).sum(), (values * picked).sum()]
+    np.testing.assert_allclose(of_weights, terms, rtol=1e-5)

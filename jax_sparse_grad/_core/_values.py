@@ -6,6 +6,8 @@ scatter-add for each operand; the gradient with respect to them is its transpose
     place(slots, values)   the sum                             tangents: the same     transpose: pick
     pick(slots, total)     for each entry what its slot holds  tangents: the same     transpose: place
 
+A dense sum is the same: its slots are the index rows, and the dense array is an operand whose every cell is a slot.
+
 JAX knows these rules of its own scatters and gathers. They are a primitive nevertheless, because
 
 - concrete arrays go through numpy, in derivatives too, so that calls outside of `jit` compile nothing for a new length;
@@ -16,6 +18,8 @@ JAX knows these rules of its own scatters and gathers. They are a primitive neve
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
+from jax_sparse_grad._core import _keys
+from jax_sparse_grad._core._platforms import Levels, move_axes, on_cpu, put_like, with_batch_axes
 from jax_sparse_grad._eager import own_transfers
 from jax_sparse_grad._primitives import vary_alike
 
@@ -35,32 +41,43 @@ Arrays = tuple[jax.Array, ...]
 class _Sum(NamedTuple):
     """What is static in a sum of K operands.
 
-    nse: the number of slots.
+    sizes: the number of slots along each dimension: `(nse,)`, or the shape that index rows refer to.
     dtype: of the sum; products with weights have it too.
     dtypes: of the values of each operand.
     negated: whether each operand is subtracted.
+    dense: how many operands, the first ones, have a value for every slot, and no slots of their own.
     weighted: whether each operand has a weight.
     picks: whether values come from the slots instead of going there.
     levels: for each `vmap`, the outermost last, which of `nnz` and the slots have its axis. All values and weights do.
     """
 
-    nse: int
+    sizes: tuple[int, ...]
     dtype: np.dtype
     dtypes: tuple[np.dtype, ...]
     negated: tuple[bool, ...]
-    weighted: bool
-    picks: bool
-    levels: tuple[tuple[bool, ...], ...] = ()
+    dense: int = 0
+    weighted: bool = False
+    picks: bool = False
+    levels: Levels = ()
 
     @property
     def arity(self) -> int:
         """The number of operands."""
         return len(self.dtypes)
 
+    @property
+    def integers(self) -> int:
+        """The number of arrays that are not differentiated: `nnz` and the slots."""
+        return 1 + self.arity - self.dense
+
     def split(self, operands: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any], Sequence[Any]]:
         """`nnz`, slots, weights, and what is placed or picked from."""
-        ends = 1 + self.arity, 1 + self.arity * (1 + self.weighted)
-        return operands[0], operands[1 : ends[0]], operands[ends[0] : ends[1]], operands[ends[1] :]
+        end = self.integers + self.arity * self.weighted
+        return operands[0], operands[1 : self.integers], operands[self.integers : end], operands[end:]
+
+    def overflows(self, nnz: Any) -> Any:
+        """Whether there are more entries than slots."""
+        return nnz > self.sizes[0]
 
 
 def place(
@@ -71,7 +88,7 @@ def place(
     *,
     dtype: np.dtype,
     negated: Sequence[bool] | None = None,
-    weights: Sequence[jax.Array] = (),
+    weights: Sequence[Any] = (),
 ) -> jax.Array:
     """The sum of values `[n_k, *dense]` at slots `[n_k]`: `[nse, *dense]`, of which the first `nnz` are in use.
 
@@ -79,67 +96,121 @@ def place(
     bounds are dropped. If `nnz` exceeds `nse`, all values are poison: NaN, or the extreme that `jnp.take` fills with.
     `weights` are scalars of the dtype, by which the values of each operand are multiplied.
     """
-    static = _Sum(
-        nse,
-        np.dtype(dtype),
-        tuple(np.dtype(each.dtype) for each in values),
-        tuple(negated or [False] * len(values)),
-        bool(weights),
-        picks=False,
-    )
-    total: jax.Array
-    (total,) = _values.bind(*vary_alike((nnz, *slots, *weights, *values)), static=static)
-    return total
+    static = _static((nse,), dtype, values, negated, weights)
+    return _bind(static, nnz, *slots, *weights, *values)[0]
 
 
-def pick(nnz: jax.Array, slots: Sequence[jax.Array], total: jax.Array) -> Arrays:
-    """What each entry's slot of `total [nse, *dense]` holds, 0 where it has none: the transpose of `place`."""
-    dtypes = (np.dtype(total.dtype),) * len(slots)
-    static = _Sum(total.shape[0], dtypes[0] if dtypes else total.dtype, dtypes, (False,) * len(slots), False, True)
-    return tuple(_values.bind(*vary_alike((nnz, *slots, total)), static=static))
+def place_onto(
+    dense: Sequence[jax.Array],
+    rows: Sequence[jax.Array],
+    values: Sequence[jax.Array],
+    *,
+    sizes: tuple[int, ...],
+    dtype: np.dtype,
+    negated: Sequence[bool] | None = None,
+    weights: Sequence[Any] = (),
+) -> jax.Array:
+    """The sum of dense arrays `[*sizes, *dense]`, at least one, and of values `[n_k, *dense]` at index rows.
+
+    `negated` and `weights` are those of the dense arrays, followed by those of the others.
+    """
+    static = _static(sizes, dtype, (*dense, *values), negated, weights)._replace(dense=len(dense))
+    return _bind(static, np.int32(0), *rows, *weights, *dense, *values)[0]
+
+
+def pick(
+    nnz: jax.Array, slots: Sequence[jax.Array], total: jax.Array, dtypes: Sequence[np.dtype] | None = None
+) -> Arrays:
+    """What each entry's slot of `total [nse, *dense]` holds, 0 where it has none: the transpose of `place`.
+
+    `dtypes` are those of the results for each list of slots, by default that of `total`.
+    """
+    kinds = tuple(np.dtype(each) for each in dtypes or [total.dtype] * len(slots))
+    static = _Sum((total.shape[0],), np.dtype(total.dtype), kinds, (False,) * len(slots), picks=True)
+    return tuple(_bind(static, nnz, *slots, total))
+
+
+def _static(sizes: tuple[int, ...], dtype: Any, values: Sequence[Any], negated: Any, weights: Any) -> _Sum:
+    dtypes = tuple(np.dtype(each.dtype) for each in values)
+    return _Sum(sizes, np.dtype(dtype), dtypes, tuple(negated or [False] * len(values)), weighted=bool(weights))
+
+
+def _bind(static: _Sum, *operands: Any) -> Sequence[jax.Array]:
+    results: Sequence[jax.Array] = _values.bind(*vary_alike(operands), static=static)
+    return results
 
 
 # --- By XLA ---
 
 
-def _apply(static: _Sum, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    nnz, slots, weights, x = static.split(operands)
-    terms = (_pick if static.picks else _place)(static, nnz, slots, weights or [None] * static.arity, x)
-    return list(terms)
-
-
 def _place(
-    static: _Sum, nnz: jax.Array, slots: Sequence[jax.Array], weights: Sequence[Any], values: Sequence[jax.Array]
-) -> Arrays:
-    nse, dtype = static.nse, static.dtype
-    wide, poison = _wide(dtype), _poison(dtype)
-    column = (nse, *[1] * (values[0].ndim - 1))
-    # x + -0.0 is x for every x. Slots that are not in use hold 0.0.
-    start = jnp.where(jnp.arange(nse, dtype=np.int32) < nnz, -np.zeros((), wide), np.zeros((), wide))
-    if jnp.issubdtype(dtype, jnp.inexact):  # NaN stays, whatever is added
-        start = jnp.where(nnz > nse, poison.astype(wide), start)
-    total = vary_alike((jnp.broadcast_to(start.reshape(column), (nse, *values[0].shape[1:])), values[0]))[0]
-    for each, slot, weight, negated in zip(values, slots, weights, static.negated, strict=True):
-        term = _scale(each.astype(dtype), weight, negated).astype(wide)
-        total = total.at[slot].add(term, mode="drop", wrap_negative_indices=False)
+    static: _Sum,
+    joined: bool,
+    nnz: jax.Array,
+    slots: Sequence[jax.Array],
+    weights: Sequence[Any],
+    values: Sequence[jax.Array],
+) -> Sequence[jax.Array]:
+    dtype, wide = static.dtype, _wide(static.dtype)
+    terms = [
+        _scale(each.astype(dtype), weight, negated).astype(wide)
+        for each, weight, negated in zip(values, weights, static.negated, strict=True)
+    ]
+    dense, terms = terms[: static.dense], terms[static.dense :]
+    total: jax.Array
+    if dense:
+        total = functools.reduce(jnp.add, dense)
+    else:  # x + -0.0 is x for every x
+        total = vary_alike((jnp.full((*static.sizes, *terms[0].shape[1:]), -np.zeros((), wide)), terms[0]))[0]
+    if joined:
+        slots, terms = [jnp.concatenate(slots)], [jnp.concatenate(terms)]
+    for slot, term in zip(slots, terms, strict=True):
+        if static.sizes:
+            total = total.at[_index(slot)].add(term, mode="drop", wrap_negative_indices=False)
+        else:
+            total = total + jnp.sum(term, axis=0, dtype=wide)
     total = total.astype(dtype)
-    return (total if jnp.issubdtype(dtype, jnp.inexact) else jnp.where(nnz > nse, poison, total),)
+    if static.dense:
+        return [total]
+    used = jnp.arange(static.sizes[0], dtype=np.int32) < nnz
+    total = jnp.where(used.reshape(-1, *[1] * (total.ndim - 1)), total, np.zeros((), dtype))
+    return [jnp.where(static.overflows(nnz), _poison(dtype), total)]
 
 
 def _pick(
     static: _Sum, nnz: jax.Array, slots: Sequence[jax.Array], weights: Sequence[Any], x: Sequence[jax.Array]
-) -> Arrays:
+) -> Sequence[jax.Array]:
     (total,) = x
-    picked = []
-    for slot, weight, negated, dtype in zip(slots, weights, static.negated, static.dtypes, strict=True):
-        has_slot = (slot < static.nse).reshape(-1, *[1] * (total.ndim - 1))
-        if static.nse:
-            rows = total.at[slot].get(mode="clip", wrap_negative_indices=False)
+    zero, dense_axes = np.zeros((), total.dtype), [1] * (total.ndim - len(static.sizes))
+    picked = [total] * static.dense
+    for slot in slots:
+        if 0 in static.sizes or not static.sizes:
+            own = total if not static.sizes else zero
+            picked.append(jnp.broadcast_to(own, (slot.shape[0], *total.shape[len(static.sizes) :])))
         else:
-            rows = jnp.zeros((*slot.shape, *total.shape[1:]), total.dtype)
-        rows = jnp.where(has_slot, _scale(rows, weight, negated), np.zeros((), total.dtype))
-        picked.append(_cast(jnp.where(nnz > static.nse, _poison(total.dtype), rows), dtype))
-    return tuple(picked)
+            picked.append(total.at[_index(slot)].get(mode="clip", wrap_negative_indices=False))
+    results = []
+    for k, each in enumerate(picked):
+        each = _scale(each, weights[k], static.negated[k])
+        if k >= static.dense:
+            inside = _is_inside(slots[k - static.dense], static.sizes)
+            each = jnp.where(inside.reshape(-1, *dense_axes), each, zero)
+        if not static.dense:
+            each = jnp.where(static.overflows(nnz), _poison(total.dtype), each)
+        results.append(_cast(each, static.dtypes[k]))
+    return results
+
+
+def _index(slot: jax.Array) -> Any:
+    """What to index an array of slots by: the slots, or the columns of index rows."""
+    if slot.dtype.itemsize < 4:
+        slot = slot.astype(np.int32)
+    return slot if slot.ndim == 1 else tuple(slot[:, dim] for dim in range(slot.shape[1]))
+
+
+def _is_inside(slot: Any, sizes: tuple[int, ...]) -> Any:
+    """Whether there is such a slot, `[...]` bool; by numpy if the slots are numpy's."""
+    return _keys.is_entry(slot if slot.ndim == 2 else slot[:, None], sizes)
 
 
 def _scale(values: Any, weight: Any, negated: bool) -> Any:
@@ -182,18 +253,24 @@ def _map_levels(static: _Sum, function: Callable[..., Any]) -> Callable[..., Any
     return mapped
 
 
-@partial(jax.jit, static_argnums=0)
-def _run(static: _Sum, operands: Arrays) -> Sequence[jax.Array]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _run(static: _Sum, joined: bool, operands: Arrays) -> Sequence[jax.Array]:
     shapes = _shapes(static, operands)
-    if any(0 in each.shape[: len(static.levels)] for each in shapes):  # JAX cannot gather over an empty batch
+    if any(0 in each.shape[: len(static.levels)] for each in shapes):  # JAX cannot gather over a batch of none
         zeros = [jnp.zeros(each.shape, each.dtype) for each in shapes]
         return vary_alike((zeros, operands))[0]
-    results: Sequence[jax.Array] = _map_levels(static, lambda *each: _apply(static, each))(*operands)
+
+    def run(*operands: jax.Array) -> Sequence[jax.Array]:
+        nnz, slots, weights, x = static.split(operands)
+        weights = weights or [None] * static.arity
+        return _pick(static, nnz, slots, weights, x) if static.picks else _place(static, joined, nnz, slots, weights, x)
+
+    results: Sequence[jax.Array] = _map_levels(static, run)(*operands)
     return results
 
 
-def _lower(*operands: jax.Array, static: _Sum) -> Sequence[jax.Array]:
-    return _run(static, operands)
+def _lower(joined: bool, *operands: jax.Array, static: _Sum) -> Sequence[jax.Array]:
+    return _run(static, joined, operands)
 
 
 # --- By numpy ---
@@ -201,90 +278,119 @@ def _lower(*operands: jax.Array, static: _Sum) -> Sequence[jax.Array]:
 
 def _execute(*operands: Any, static: _Sum) -> Sequence[jax.Array]:
     with jax.disable_jit(False), own_transfers():
-        placed = [each for each in operands if isinstance(each, jax.Array)]
-        devices = set().union(*(each.devices() for each in placed))
-        if len(devices) > 1 or any(device.platform != "cpu" for device in devices):
-            return _run(static, operands)
-        results = _on_host(static, [np.asarray(each) for each in operands])
-        where = next((each.sharding for each in placed if each.committed), None)
-        return [jax.device_put(each, where) for each in results]
+        if not on_cpu(operands):
+            return jax.jit(partial(_values.bind, static=static))(*operands)
+        return put_like(operands, _on_host(static, [np.asarray(each) for each in operands]))
 
 
 def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
-    """The same, all batches as one list of slots."""
-    x = operands[-1]
-    batch = x.shape[: len(static.levels)]
-    flags = [tuple(level[k] for level in reversed(static.levels)) for k in range(1 + static.arity)]
-    nnz, *slots = (_with_batch(each, has, batch) for each, has in zip(operands[: 1 + static.arity], flags, strict=True))
+    """The same, with all batches side by side: their slots are numbers in one list, behind which lies what is dropped.
+
+    Its last row stands for slots that are out of bounds.
+    """
     _, _, weights, x = static.split(operands)
-    overflows = (nnz > static.nse).reshape(-1)
-    batches, dense = len(overflows), x[0].shape[len(batch) + 1 :]
-    flat = []  # slots in all batches together; those out of bounds at the end
-    for each in slots:
-        own = each.reshape(batches, each.shape[-1]).astype(np.int64)
-        shift = np.arange(batches)[:, None] * static.nse
-        flat.append(np.where(own < static.nse, own + shift, batches * static.nse))
-    scales = [each.reshape(batches, *[1] * (1 + len(dense))) for each in weights] or [None] * static.arity
-    terms = _pick_on_host if static.picks else _place_on_host
+    batch = x[0].shape[: len(static.levels)]
+    count, cells, dense = math.prod(batch), math.prod(static.sizes), _dense_of(static, x)
+    nnz, *slots = (
+        _broadcast_batch(with_batch_axes(each, k, static.levels), batch)
+        for k, each in enumerate(operands[: static.integers])
+    )
+    flat = [_flatten(slot, static.sizes, cells) for slot in slots]
+    scales = [each.reshape(count, *[1] * (1 + len(dense))) for each in weights] or [None] * static.arity
+    x = [each.reshape(count, -1 if each.size else _rows_of(static, each), *dense) for each in x]
     with np.errstate(all="ignore"):  # as XLA
-        results = terms(static, nnz.reshape(-1), overflows, flat, scales, x, dense)
-    return [each.reshape(*batch, each.shape[1], *dense) for each in results]
+        results = _pick_on_host(static, flat, scales, x) if static.picks else _place_on_host(static, flat, scales, x)
+        if not static.dense:
+            overflows = static.overflows(nnz)
+            for each in results:
+                if not static.picks:
+                    each[np.arange(cells) >= nnz[:, None]] = 0
+                each[overflows] = _poison(each.dtype)
+    shapes = _shapes(static, operands)
+    return [_cast(each, like.dtype).reshape(like.shape) for each, like in zip(results, shapes, strict=True)]
 
 
-def _with_batch(array: Any, has: Sequence[bool], batch: tuple[int, ...]) -> Any:
-    own = iter(array.shape)
-    expanded = array.reshape([next(own) if each else 1 for each in has] + list(array.shape[sum(has) :]))
-    return np.broadcast_to(expanded, (*batch, *expanded.shape[len(has) :]))
+def _broadcast_batch(array: Any, batch: tuple[int, ...]) -> Any:
+    own = array.shape[len(batch) :]
+    return np.broadcast_to(array, (*batch, *own)).reshape(math.prod(batch), *own)
 
 
-def _place_on_host(
-    static: _Sum, nnz: Any, overflows: Any, slots: Any, scales: Any, x: Any, dense: tuple[int, ...]
-) -> list[Any]:
-    nse, dtype = static.nse, static.dtype
-    wide = _wide(dtype)
-    total = np.zeros((len(nnz) * nse + 1, *dense), wide)  # the last one for what is dropped
-    total[:-1][(np.arange(nse) < nnz[:, None]).reshape(-1)] = -np.zeros((), wide)
-    width = int(np.prod(dense))
-    for each, slot, scale, negated in zip(x, slots, scales, static.negated, strict=True):
-        rows = each.reshape(*slot.shape, *dense).astype(dtype)
-        rows = _scale(rows, scale, negated).astype(wide).reshape(-1)
-        cells = slot.reshape(-1)
+def _rows_of(static: _Sum, array: Any) -> int:
+    """The number of rows of an array without elements, whose number of batches may be 0."""
+    depth = len(static.levels)
+    is_dense = array.shape[depth : depth + len(static.sizes)] == static.sizes and (static.picks or static.dense)
+    return math.prod(static.sizes) if is_dense else array.shape[depth]
+
+
+def _flatten(slot: Any, sizes: tuple[int, ...], cells: int) -> Any:
+    """Slots `[batches, n]` as numbers of rows among those of all batches."""
+    count = slot.shape[0]
+    rows = slot[..., None] if slot.ndim == 2 else slot
+    inside, number = _keys.is_entry(rows, sizes), np.zeros(rows.shape[:-1], np.int64)
+    for dim, size in enumerate(sizes):
+        number = number * size + rows[..., dim]
+    return np.where(inside, number + np.arange(count)[:, None] * cells, count * cells)
+
+
+def _place_on_host(static: _Sum, slots: Sequence[Any], scales: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+    dtype, wide = static.dtype, _wide(static.dtype)
+    terms = [
+        _scale(each.astype(dtype), scale, negated).astype(wide)
+        for each, scale, negated in zip(x, scales, static.negated, strict=True)
+    ]
+    count, dense = x[0].shape[0], x[-1].shape[2:]
+    cells, width = math.prod(static.sizes), math.prod(dense)
+    total = np.empty((count * cells + 1, *dense), wide)
+    start = (
+        functools.reduce(np.add, terms[: static.dense]) if static.dense else -np.zeros((1, 1, *[1] * len(dense)), wide)
+    )
+    total[:-1].reshape(count, cells, *dense)[...] = start
+    total[-1] = 0
+    for slot, term in zip(slots, terms[static.dense :], strict=True):
+        place = slot.reshape(-1)
         if dense:
-            cells = (cells[:, None] * width + np.arange(width)).reshape(-1)
-        np.add.at(total.reshape(-1), cells, rows)  # in stored order, as XLA does
-    result = total[:-1].reshape(len(nnz), nse, *dense).astype(dtype)
-    result[overflows] = _poison(dtype)
-    return [result]
+            place = (place[:, None] * width + np.arange(width)).reshape(-1)
+        np.add.at(total.reshape(-1), place, term.reshape(-1))  # in stored order, as XLA does
+    return [total[:-1].reshape(count, cells, *dense).astype(dtype)]
 
 
-def _pick_on_host(
-    static: _Sum, nnz: Any, overflows: Any, slots: Any, scales: Any, x: Any, dense: tuple[int, ...]
-) -> list[Any]:
+def _pick_on_host(static: _Sum, slots: Sequence[Any], scales: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     (total,) = x
-    rows = np.concatenate([total.reshape(len(nnz) * static.nse, *dense), np.zeros((1, *dense), total.dtype)])
+    dense = total.shape[2:]
+    rows = np.concatenate([total.reshape(-1, *dense), np.zeros((1, *dense), total.dtype)])
     picked = []
-    for slot, scale, negated, dtype in zip(slots, scales, static.negated, static.dtypes, strict=True):
+    for k, (scale, negated) in enumerate(zip(scales, static.negated, strict=True)):
+        if k < static.dense:
+            picked.append(_scale(total.copy(), scale, negated))
+            continue
+        slot = slots[k - static.dense]
         each = _scale(np.take(rows, slot, axis=0), scale, negated)
         if scale is not None or negated:
             each[slot == len(rows) - 1] = 0
-        each[overflows] = _poison(each.dtype)
-        real = np.iscomplexobj(each) and not jnp.issubdtype(dtype, jnp.complexfloating)
-        picked.append((each.real if real else each).astype(dtype))
+        picked.append(each)
     return picked
 
 
 # --- As a primitive ---
 
 
+def _dense_of(static: _Sum, x: Sequence[Any]) -> tuple[int, ...]:
+    """The dense dimensions of what is placed or picked from."""
+    depth = len(static.levels)
+    shape: tuple[int, ...] = x[-1].shape[depth + (len(static.sizes) if static.picks else 1) :]
+    return shape
+
+
 def _shapes(static: _Sum, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
     _, slots, _, x = static.split(operands)
-    depth = len(static.levels)
-    batch, dense = x[0].shape[:depth], x[0].shape[depth + 1 :]
+    batch, dense = x[0].shape[: len(static.levels)], _dense_of(static, x)
     if not static.picks:
-        return [jax.ShapeDtypeStruct((*batch, static.nse, *dense), static.dtype)]
+        return [jax.ShapeDtypeStruct((*batch, *static.sizes, *dense), static.dtype)]
+    has_rows = static.dense > 0  # index rows, not slots
+    counts = [static.sizes] * static.dense + [(each.shape[-1 - has_rows],) for each in slots]
     return [
-        jax.ShapeDtypeStruct((*batch, each.shape[-1], *dense), dtype)
-        for each, dtype in zip(slots, static.dtypes, strict=True)
+        jax.ShapeDtypeStruct((*batch, *count, *dense), dtype)
+        for count, dtype in zip(counts, static.dtypes, strict=True)
     ]
 
 
@@ -295,20 +401,20 @@ def _abstract(*kinds: Any, static: _Sum) -> list[Any]:
 
 def _batch(operands: Sequence[Any], dims: Sequence[int | None], *, static: _Sum) -> tuple[Sequence[Any], list[int]]:
     count = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
-    moved = [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(operands, dims, strict=True)]
+    moved = move_axes(operands, dims)
     # All values are broadcast: the transpose then need not sum over what was shared, because JAX does.
-    for k in range(1 + static.arity, len(moved)):
+    for k in range(static.integers, len(moved)):
         if dims[k] is None:
             moved[k] = jnp.broadcast_to(moved[k], (count, *moved[k].shape))
-    level = tuple(dim is not None for dim in dims[: 1 + static.arity])
+    level = tuple(dim is not None for dim in dims[: static.integers])
     results = _values.bind(*moved, static=static._replace(levels=(*static.levels, level)))
     return results, [0] * len(results)
 
 
 def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], *, static: _Sum) -> tuple[Any, Any]:
     results = _values.bind(*operands, static=static)
-    begin = 1 + static.arity * (1 + static.weighted)
-    parts = slice(1 + static.arity, begin), slice(begin, len(operands))
+    begin = static.integers + static.arity * static.weighted
+    parts = slice(static.integers, begin), slice(begin, len(operands))
     terms = []
     for part in parts:  # linear in the weights, and in the values
         if any(type(each) is not ad.Zero for each in tangents[part]):
@@ -339,8 +445,8 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, static: _Sum) -> list[
     else:
         pulled = _values.bind(nnz, *slots, *weights, *y, static=static._replace(picks=not static.picks))
         results = [*[None] * len(weights), *pulled]
-    wanted = zip(operands[1 + static.arity :], results, strict=True)
-    return [None] * (1 + static.arity) + [each if ad.is_undefined_primal(operand) else None for operand, each in wanted]
+    wanted = zip(operands[static.integers :], results, strict=True)
+    return [None] * static.integers + [each if ad.is_undefined_primal(operand) else None for operand, each in wanted]
 
 
 def _pull_back_weights(static: _Sum, nnz: Any, slots: Sequence[Any], x: Sequence[Any], y: Sequence[Any]) -> list[Any]:
@@ -348,24 +454,29 @@ def _pull_back_weights(static: _Sum, nnz: Any, slots: Sequence[Any], x: Sequence
     total, values = (x[0], y) if static.picks else (y[0], x)
     alone = static._replace(picks=True, weighted=False, dtypes=(static.dtype,) * static.arity)
     picked = _values.bind(nnz, *slots, total, static=alone)
-    axes = tuple(range(len(static.levels), total.ndim))
 
-    def contract(each: Any, slot: Any, value: Any) -> Any:
-        return each * jnp.where((slot < static.nse).reshape(-1, *[1] * (value.ndim - 1)), value, 0).astype(each.dtype)
+    def contract(_: Any, *rest: Any) -> list[Any]:
+        slots, rest = rest[: static.integers - 1], rest[static.integers - 1 :]
+        results = []
+        for k, (value, own) in enumerate(zip(rest[static.arity :], rest[: static.arity], strict=True)):
+            if k >= static.dense:  # what stands at padding may be anything
+                inside = _is_inside(slots[k - static.dense], static.sizes).reshape(-1, *[1] * (value.ndim - 1))
+                value = jnp.where(inside, value, np.zeros((), value.dtype))
+            results.append(jnp.sum(own * value.astype(own.dtype), dtype=own.dtype))
+        return results
 
-    def contract_all(_: Any, *rest: Any) -> list[Any]:
-        parts = rest[: static.arity], rest[static.arity : 2 * static.arity], rest[2 * static.arity :]
-        return [contract(each, slot, value) for slot, each, value in zip(*parts, strict=True)]
-
-    products = _map_levels(static, contract_all)(nnz, *slots, *picked, *values)
-    return [jnp.sum(each, axis=axes, dtype=each.dtype) for each in products]
+    contracted: list[Any] = jax.jit(_map_levels(static, contract))(nnz, *slots, *picked, *values)
+    return contracted
 
 
 _values = jax.extend.core.Primitive("sparse_add_values")
 _values.multiple_results = True
 _values.def_impl(_execute)
 _values.def_abstract_eval(_abstract)
-mlir.register_lowering(_values, mlir.lower_fun(_lower, multiple_results=True))
+# A TPU reads what one scatter has written element by element before the next: there, all operands are one list.
+for _platform in (None, "tpu"):
+    _rule = mlir.lower_fun(partial(_lower, _platform == "tpu"), multiple_results=True)
+    mlir.register_lowering(_values, _rule, platform=_platform)
 batching.primitive_batchers[_values] = _batch
 ad.primitive_jvps[_values] = _differentiate
 ad.primitive_transposes[_values] = _transpose

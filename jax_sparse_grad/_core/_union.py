@@ -1,0 +1,117 @@
+"""The symbolic phase: the union of the patterns of some operands, as the slot of each of their entries.
+
+    host   `_host.py`   concrete indices, in numpy
+    CPU    `_cpu.py`    loops: a merge of two operands, a radix sort
+    GPU    `_gpu.py`    ranks of two operands that are in order, else one sort
+    TPU    `_tpu.py`    one sort of everything
+
+All of them give the same indices and slots, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_sparse_grad._core import _cpu, _gpu, _host, _keys, _tpu
+from jax_sparse_grad._core._keys import Keys
+from jax_sparse_grad._core._platforms import Methods
+
+Arrays = tuple[jax.Array, ...]
+Finder = Any
+
+
+class Union(NamedTuple):
+    """The distinct entries of some operands, and where the entries of each went.
+
+    indices: `[nse, ndims]`, lexicographically sorted and unique, padding last.
+    slots: for operand k `[nnz_k]` int32, the row of `indices` that each of its entries has become; `NONE`, which is out
+      of bounds for any array, for padding and for what was dropped.
+    nnz: scalar int32, the true number of distinct entries, which may exceed `nse`.
+    """
+
+    indices: jax.Array
+    slots: Arrays
+    nnz: jax.Array
+
+
+class _Sum(NamedTuple):
+    shape: tuple[int, ...]
+    nse: int
+    canonical: bool
+
+
+def find_union(shape: tuple[int, ...], nse: int, operands: Sequence[Any], *, canonical: bool = False) -> Union:
+    """The union of index rows `[n_k, ndims]` of one dtype in `nse` rows. `canonical`: they are, as the caller says."""
+    indices, nnz, *slots = _find(_Sum(shape, nse, canonical), *operands)
+    return Union(indices, tuple(slots), nnz)
+
+
+def _find_on_host(static: _Sum, *operands: Any) -> Sequence[Any]:
+    indices, slots, nnz = _host.find_union(operands, static.shape, static.nse)
+    return [indices, nnz, *slots]
+
+
+def _find_on_cpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
+    lists = [_keys.ravel(rows, static.shape) for rows in operands]
+    slots, nnz = _cpu.find_slots(lists, sorted_=static.canonical)
+    indices = jnp.broadcast_to(np.asarray(static.shape, operands[0].dtype), (static.nse, len(static.shape)))
+    for rows, slot in zip(operands, slots, strict=True):
+        indices = indices.at[slot].set(rows, mode="drop", wrap_negative_indices=False)
+    return [indices, nnz, *slots]
+
+
+def _find_on_gpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
+    lists = [_keys.ravel(rows, static.shape) for rows in operands]
+    return _with_indices(static, operands[0].dtype, *_gpu.find_union(lists, static.nse, canonical=static.canonical))
+
+
+def _find_on_tpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
+    lists = [_keys.ravel(rows, static.shape) for rows in operands]
+    return _with_indices(static, operands[0].dtype, *_tpu.find_union(lists, static.nse))
+
+
+def _with_indices(static: _Sum, dtype: np.dtype, heads: Keys, slots: Arrays, nnz: jax.Array) -> Sequence[jax.Array]:
+    return [_keys.unravel(heads, static.shape, dtype), nnz, *slots]
+
+
+_find = Methods(_find_on_host, _find_on_cpu, _find_on_gpu, _find_on_tpu)
+
+
+def locate(shape: tuple[int, ...] | None, total: Any, operands: Sequence[Any]) -> Arrays:
+    """For each operand the place of each of its index rows among the sorted rows of a sum, `NONE` where it has none.
+
+    Without a shape, padding is not known as such, and keys have a word or two for each column.
+    """
+    return tuple(_locate(shape, total, *operands))
+
+
+def _keys_of(shape: tuple[int, ...] | None, rows: jax.Array) -> Keys:
+    if shape is None:  # a word of zeros first, so that no row has the key of padding
+        return (jnp.zeros(rows.shape[0], np.uint32), *_keys.columns_as_words(rows))
+    return _keys.ravel(rows, shape)
+
+
+def _locate_on_host(shape: tuple[int, ...] | None, total: Any, *operands: Any) -> Sequence[Any]:
+    batch = np.broadcast_shapes(*(rows.shape[:-2] for rows in (total, *operands)))
+    lists = [np.broadcast_to(rows, (*batch, *rows.shape[-2:])) for rows in (total, *operands)]
+    slots = [np.empty(rows.shape[:-1], np.int32) for rows in lists[1:]]
+    for k in np.ndindex(batch):
+        for whole, own in zip(slots, _host.locate(lists[0][k], [rows[k] for rows in lists[1:]], shape), strict=True):
+            whole[k] = own
+    return slots
+
+
+def _locate_by(finder: Finder) -> Any:
+    def locate(shape: tuple[int, ...] | None, total: jax.Array, *operands: jax.Array) -> Sequence[jax.Array]:
+        found: Sequence[jax.Array] = finder.locate(_keys_of(shape, total), [_keys_of(shape, rows) for rows in operands])
+        return list(found)
+
+    return locate
+
+
+_locate = Methods(_locate_on_host, _locate_by(_cpu), _locate_by(_gpu), _locate_by(_tpu))
