@@ -63,7 +63,7 @@ def main(*, steps: int = 200, output: str | Path | None = None) -> Result:
     print(f"JAX's own A + B keeps all {(a + b).nse:,}; squared so, they put levels wrong by up to {unmerged_error:.3f}")
 
     def loss(parameters: jax.Array, plan: jsg.SparseAddPlan) -> jax.Array:
-        pipes = plan.with_data(a.data, jnp.tile(jax.nn.softplus(parameters), 2))  # A + B; B in both directions
+        pipes = plan.with_data(plan(a.data, jnp.tile(jax.nn.softplus(parameters), 2)))  # A + B; B in both directions
         return jnp.mean(((flow(pipes, before) - readings) / GAUGE_ERROR) ** 2)
 
     evaluate = jax.jit(jax.value_and_grad(loss))

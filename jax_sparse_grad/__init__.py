@@ -9,7 +9,7 @@ Which call?
   add, subtract     Two operands: BCOO, BCSR or dense. Start here. Inside `jit`, as fast as a plan where the indices are
                     closed over.
   add_n             Any number of operands in one pass, with optional weights that are differentiable.
-  plan_sparse_add   Patterns that stay while values change: unite them once, then call the plan in every step. Also
+  plan_sparse_add   Patterns that stay while values change: find their union once, and call the plan in each step. Also
                     where the pattern is an argument of the jitted function: make the plan outside and pass that.
   sum_duplicates    One matrix, brought to canonical form.
   empty             A matrix without entries: the initial carry of a loop that accumulates.
@@ -46,7 +46,8 @@ The words used here:
   poisoned   What a sum is under `jit` if it has more entries than the `nse` it was given: all values that it stores are
              NaN (the minimum of a signed, the maximum of an unsigned integer dtype). Cells for which there was no room
              read 0 in `todense()` and products, so look at the values, or use `jax.experimental.checkify`, which
-             reports an error. Outside of `jit` this is a `ValueError`.
+             reports an error. NaN stays in later sums. The mark of integers does not, as the next sum adds to it: look
+             at each sum, at `plan.nnz`, or use `checkify` or floats. Outside of `jit` this is a `ValueError`.
 """
 
 from jax_sparse_grad import _serialization, sharded  # noqa: F401

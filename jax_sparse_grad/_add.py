@@ -17,10 +17,10 @@ from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from jax_sparse_grad import _containers, _engine, _validation, _weights
+from jax_sparse_grad import _containers, _sum, _validation, _weights
 from jax_sparse_grad._auto_axes import call_on_auto_axes, explicit_mesh, merge_specs, spec_of
-from jax_sparse_grad._types import Dense, Operand, Order, Shape, Sparse, Spec, SupportsJaxArray, Weights
-from jax_sparse_grad._weights import MINUS, Scale
+from jax_sparse_grad._types import Dense, Operand, Shape, Sparse, Spec, SupportsJaxArray, Weights
+from jax_sparse_grad._weights import Weight
 
 
 @overload
@@ -70,7 +70,7 @@ def add(
         may have entries; concrete indices are negative, or a concrete `indptr` does not rise from 0 to at most nse; a
         concrete sum has more entries than `nse`. Under `jit` only `checkify` reports the last three. Without it, such
         indices count as padding, and the values of a sum with too many entries are NaN (the minimum of a signed, the
-        maximum of an unsigned integer dtype).
+        maximum of an unsigned integer dtype, a mark that holds for this sum only: the next one adds to it).
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
@@ -94,9 +94,7 @@ def add(
     pattern of its own operand. Duplicates each receive the gradient of their sum, padding receives 0. Indices have no
     gradient. The backward pass consists of gathers, without a sort or a scatter.
 
-    Speed: where values change and patterns do not, `plan_sparse_add` unites the patterns once. If one operand, or one
-    matrix of a batch, is not sorted, all are sorted: bring a small update to canonical form before adding it to a large
-    sum, `add(total, sum_duplicates(update), nse=total.nse)`.
+    Speed: where values change and patterns do not, `plan_sparse_add` finds the union of the patterns once.
 
     Precision: entries are added to a dense array of a dtype narrower than 32 bits in a wider one, and the sum is
     rounded once.
@@ -159,7 +157,7 @@ def subtract(
 
     Mirrors `jnp.subtract`.
     """
-    return _add(("x", "y"), (x, y), nse, assume_canonical, scales=(None, MINUS))
+    return _add(("x", "y"), (x, y), nse, assume_canonical, negated=(False, True))
 
 
 @overload
@@ -231,14 +229,13 @@ def add_n(
 
     Transformations and derivatives: as for `add`; also with respect to the weights.
 
-    Speed: more than twelve operands, and short ones, are sorted as one list instead of being merged in pairs. That is
-    faster there, and takes much less time to compile.
+    Speed: more than two operands are sorted as one list, whose time grows with the number of all entries.
 
     Mirrors `tf.add_n`, for sparse operands; the weights are alpha and beta of cuSPARSE's `csrgeam2`.
     """
     names, operands = name_operands(operands)
-    scales = None if weights is None else _weights.as_weights(weights, len(operands))
-    return _add(names, operands, nse, assume_canonical, scales=scales)
+    factors = [] if weights is None else _weights.as_weights(weights, len(operands))
+    return _add(names, operands, nse, assume_canonical, weights=factors)
 
 
 @overload
@@ -399,21 +396,28 @@ def _add(
     nse: SupportsIndex | None,
     assume_canonical: bool,
     *,
-    scales: Sequence[Scale] | None = None,
+    negated: Sequence[bool] | None = None,
+    weights: Sequence[Weight] = (),
     remove_zeros: bool = False,
 ) -> Any:
-    nse = _validation.as_nse(nse)
-    order = Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
+    spec = Spec(
+        (), (), _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical), strict=False
+    )
+    signs = negated or [False] * len(operands)
     arrays = [_containers.as_operand(names, name, operand) for name, operand in zip(names, operands, strict=True)]
-    given = arrays, scales or [None] * len(arrays)
+    given = arrays, list(weights)
+
+    def add(given: tuple[Sequence[Any], Sequence[Weight]]) -> Sparse | jax.Array:
+        return _add_operands(spec, names, *given, signs, remove_zeros)
+
     mesh = explicit_mesh(given)
     if mesh is None:
-        return _add_operands(names, given, nse, order, remove_zeros)
+        return add(given)
     treedef = jax.tree.structure(None)
 
-    def parts_of_sum(given: tuple[Sequence[Operand], Sequence[Scale]]) -> list[jax.Array]:
+    def parts_of_sum(given: tuple[Sequence[Any], Sequence[Weight]]) -> list[jax.Array]:
         nonlocal treedef
-        parts, treedef = jax.tree.flatten(_add_operands(names, given, nse, order, remove_zeros))
+        parts, treedef = jax.tree.flatten(add(given))
         return parts
 
     parts = call_on_auto_axes(parts_of_sum, given, mesh, _specs_of_sum(arrays))
@@ -438,13 +442,13 @@ def _specs_of_sum(operands: Sequence[Sparse | jax.Array]) -> list[PartitionSpec]
 
 
 def _add_operands(
+    spec: Spec,
     names: Sequence[str],
-    given: tuple[Sequence[Any], Sequence[Scale]],
-    nse: int | None,
-    order: Order,
+    operands: Sequence[Any],
+    weights: Sequence[Weight],
+    negated: Sequence[bool],
     remove_zeros: bool,
 ) -> Sparse | jax.Array:
-    operands, scales = given
     sparse = {name: x for name, x in zip(names, operands, strict=True) if isinstance(x, BCOO | BCSR)}
     dense = {name: x for name, x in zip(names, operands, strict=True) if name not in sparse}
     whole = _containers.common_shape(names, operands)
@@ -458,22 +462,22 @@ def _add_operands(
     if remove_zeros:
         indices = tuple(_containers.mark_zeros(rows, each, shape) for rows, each in zip(indices, data, strict=True))
 
-    value_names = (*(f"{name}.data" for name in sparse), *dense)
-    _validation.check_devices((*index_names, *value_names), (*indices, *data, *dense.values()))
-    places = [names.index(name) for name in (*sparse, *dense)]
-    promoted, weights = _weights.promote(value_names, [*data, *dense.values()], places, [scales[k] for k in places])
-    arrays = [_weights.scale_dense(*each) for each in zip(promoted[len(data) :], weights[len(data) :], strict=True)]
-    values = tuple(
-        _weights.scale(rows, each, weight, shape)
-        for rows, each, weight in zip(indices, promoted[: len(data)], weights[: len(data)], strict=True)
+    value_names, values = (*dense, *(f"{name}.data" for name in sparse)), (*dense.values(), *data)
+    _validation.check_devices((*index_names, *value_names), (*indices, *values))
+    places = [names.index(name) for name in (*dense, *sparse)]
+    signs = [negated[k] for k in places]
+    dtype, factors = _weights.in_dtype_of_sum(
+        value_names, values, places, [weights[k] for k in places] if weights else []
     )
-    spec = Spec(index_names, shape, nse, order, strict=False)
-    if arrays:
-        if nse is not None:
-            raise ValueError(f"`nse` must not be given if an operand is dense: the sum is dense too; got {nse}")
+    spec = spec._replace(names=index_names, shape=shape)
+    if dense:
+        if spec.nse is not None:
+            raise ValueError(f"`nse` must not be given if an operand is dense: the sum is dense too; got {spec.nse}")
         # Only a merge needs the promised order.
-        spec = spec._replace(order=Order.UNKNOWN)
-        return _engine.add_to_dense(spec, sum(arrays[1:], arrays[0]), indices, values)
-    sum_indices, sum_values = _engine.add(spec, indices, values, _engine.LINEAR)
-    compressed = _containers.compress_if_all_are(list(sparse.values()), sum_indices, shape)
-    return _containers.as_matrix(sum_values, sum_indices, compressed, whole)
+        spec = spec._replace(canonical=False)
+        arrays = tuple(dense.values())
+        return _sum.add_to_dense(spec, arrays, indices, tuple(data), dtype, negated=signs, weights=factors)
+    union = _sum.find_union(spec, indices)
+    total = _sum.add_values(union, tuple(data), dtype, negated=signs, weights=factors)
+    compressed = _containers.compress_if_all_are(list(sparse.values()), union.indices, shape)
+    return _containers.as_matrix(total, union.indices, compressed, whole)

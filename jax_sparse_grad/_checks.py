@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.interpreters import ad, batching, mlir
 
-from jax_sparse_grad._eager import is_concrete, read
+from jax_sparse_grad._concrete import is_concrete, read
 
 T = TypeVar("T")
 
@@ -65,7 +65,10 @@ def _identity(*operands: Any, call_jaxpr: Any, arity: int, results: int) -> Sequ
 def _batch(
     operands: Sequence[jax.Array], dims: Sequence[int | None], *, call_jaxpr: Any, **sizes: int
 ) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
-    out_dims = dims[sizes["arity"] - sizes["results"] :]
+    first = sizes["arity"] - sizes["results"]
+    out_dims = dims[first:]
+    if any(x.shape[dim] == 0 for x, dim in zip(operands, dims, strict=True) if dim is not None):
+        return operands[first:], out_dims  # a batch of none: there is nothing to check
     checked = jax.vmap(jax.extend.core.jaxpr_as_fun(call_jaxpr), in_axes=tuple(dims), out_axes=list(out_dims))
     return _guard.bind(*operands, **_parameters(checked, operands, sizes["results"])), out_dims
 

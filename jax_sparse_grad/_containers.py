@@ -6,22 +6,21 @@ Index rows are `[*batch, nse, n_sparse]`, values `[*batch, nse, *dense]`. Rows b
 from __future__ import annotations
 
 import copy
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO, BCSR, JAXSparse
-from jax.typing import ArrayLike
 
 from jax_sparse_grad import _validation
-from jax_sparse_grad._eager import buckets, call_concretely, in_buckets, is_concrete, resize
+from jax_sparse_grad._batching import map_batches
+from jax_sparse_grad._concrete import is_concrete, put_like, read
 from jax_sparse_grad._guards import guard_indptr
-from jax_sparse_grad._primitives import map_batches
-from jax_sparse_grad._search import count_less
 from jax_sparse_grad._types import Sparse
 
 
@@ -92,17 +91,18 @@ def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]
 def mark_zeros(rows: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The index rows, with padding in place of entries whose values are all zero."""
     values = jax.lax.stop_gradient(values)
-    mark = partial(_with_padding_at_zeros, padding=np.asarray(shape, rows.dtype))
-    return in_buckets(mark, rows.ndim - 2, rows, values) if is_concrete(rows, values) else mark(rows, values)
+    if is_concrete(rows, values):
+        return put_like([rows], _with_padding_at_zeros(np, read(rows), read(values), shape), rows.ndim - 2)
+    marked: jax.Array = _with_padding_at_zeros(jnp, rows, values, shape)
+    return marked
 
 
-@jax.jit
-def _with_padding_at_zeros(rows: jax.Array, values: jax.Array, *, padding: jax.Array) -> jax.Array:
+def _with_padding_at_zeros(xp: Any, rows: Any, values: Any, shape: tuple[int, ...]) -> Any:
     n_batch = rows.ndim - 2
-    zero = jnp.all(values == 0, axis=range(n_batch + 1, values.ndim))
+    zero = (values == 0).all(axis=tuple(range(n_batch + 1, values.ndim)))
     # In a pattern that batches share, an entry is left out if it is zero in all of them.
-    zero = jnp.all(zero, axis=[k for k in range(n_batch) if rows.shape[k] == 1], keepdims=True)
-    return jnp.where(zero[..., None], padding.reshape(*[1] * (n_batch + 1), -1), rows)
+    zero = zero.all(axis=tuple(k for k in range(n_batch) if rows.shape[k] == 1), keepdims=True)
+    return xp.where(zero[..., None], np.asarray(shape, rows.dtype).reshape(*[1] * (n_batch + 1), -1), rows)
 
 
 def common_shape(names: Sequence[str], operands: Sequence[Any]) -> tuple[int, ...]:
@@ -177,20 +177,12 @@ def indices_of(name: str, operand: Sparse) -> jax.Array:
     indptr = _validation.as_integers(f"{name}.indptr", operand.indptr)
     dtype = _index_dtype_of(indices, indptr)
     _validation.check_sizes_fit(f"{name}.shape", shape, dtype)
-    sizes = tuple(np.asarray(size, dtype) for size in shape)
-    nse, axis = operand.nse, operand.n_batch
-    if not is_concrete(indices, indptr):
-        return _rows_of(indices, guard_indptr(f"{name}.indptr", indptr, nse), sizes)
-
-    def pad() -> jax.Array:
-        # More row starts at the end of all entries change nothing.
-        length, count = buckets([nse, indptr.shape[-1]])
-        starts = resize(indptr, count, np.asarray(indptr)[..., -1:], axis)
-        guard_indptr(f"{name}.indptr", indptr, nse, starts)
-        rows = _rows_of(resize(indices, length, 0, axis), starts, sizes)
-        return cast(jax.Array, jax.device_put(resize(rows, nse, 0, axis)))
-
-    return call_concretely(pad)
+    indptr = guard_indptr(f"{name}.indptr", indptr, operand.nse)
+    if is_concrete(indices, indptr):
+        rows = _rows_of(np, read(indices), read(indptr), shape, dtype)
+        return put_like([indices, indptr], rows, operand.n_batch)
+    rows_of = partial(_rows_of, jnp, shape=shape, dtype=dtype)
+    return map_batches(rows_of, operand.n_batch)(indices, indptr)
 
 
 def _index_dtype_of(*arrays: jax.Array) -> np.dtype:
@@ -199,20 +191,27 @@ def _index_dtype_of(*arrays: jax.Array) -> np.dtype:
         return np.dtype(jnp.result_type(*arrays))
 
 
-@jax.jit
-def _rows_of(columns: jax.Array, indptr: jax.Array, sizes: tuple[ArrayLike, ...]) -> jax.Array:
-    """Index rows `[*batch, nse, 2]` of a BCSR, in the dtype of `sizes`; what lies behind its last row is padding."""
-    dtype = jnp.result_type(*sizes)
+def _rows_of(xp: Any, columns: Any, indptr: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """Index rows `[*batch, nse, 2]` of a BCSR; what lies behind its last row is padding. By XLA for one batch only."""
+    batch, nse = np.broadcast_shapes(columns.shape[:-1], indptr.shape[:-1]), columns.shape[-1]
+    # Entry k lies in row r if r starts, from that of row 1 on, are at most k.
+    counts = _count(xp, indptr[..., 1:], nse)
+    row = xp.broadcast_to(xp.cumsum(counts, axis=-1)[..., :nse], (*batch, nse))
+    padding = row >= shape[0]
+    columns = xp.broadcast_to(columns, (*batch, nse))
+    parts = zip(shape, (row.astype(dtype), columns.astype(dtype)), strict=True)
+    return xp.stack([xp.where(padding, np.asarray(size, dtype), part) for size, part in parts], axis=-1)
 
-    def rows_of(columns: jax.Array, indptr: jax.Array) -> jax.Array:
-        # Entry k lies in row r if indptr[r] <= k < indptr[r + 1], that is, if r + 1 starts are less than k + 1.
-        entries = jnp.arange(1, columns.shape[0] + 1, dtype=jnp.uint32)
-        row = count_less(indptr.astype(jnp.uint32), entries) - 1
-        padding = row >= jnp.asarray(sizes[0], row.dtype)
-        coordinates = row.astype(dtype), columns.astype(dtype)
-        return jnp.stack([jnp.where(padding, *each) for each in zip(sizes, coordinates, strict=True)], axis=1)
 
-    return map_batches(rows_of, columns.ndim - 1)(columns, indptr)
+def _count(xp: Any, numbers: Any, most: int) -> Any:
+    """How often each number from 0 to `most` occurs, `[*batch, most + 1]` int32. By XLA for one batch only."""
+    if xp is jnp:
+        zeros = jnp.zeros_like(numbers, np.int32, shape=(most + 1,))
+        numbers = numbers.astype(np.int32) if numbers.dtype.itemsize < 4 else numbers
+        return zeros.at[numbers].add(1, mode="drop", wrap_negative_indices=False)
+    flat = numbers.reshape(math.prod(numbers.shape[:-1]), numbers.shape[-1])
+    counts = [np.bincount(each[each <= most].astype(np.int64), minlength=most + 1) for each in flat]
+    return np.array(counts, np.int32).reshape(*numbers.shape[:-1], most + 1)
 
 
 Compressed = tuple[jax.Array, jax.Array]
@@ -238,25 +237,14 @@ def compress_if_all_are(operands: Sequence[Sparse], indices: jax.Array, sizes: t
             f"`nse` must not exceed {np.iinfo(dtype).max}, the most that the operands' `indptr` ({dtype}) can hold; "
             f"got {nse}; cast one of these to a wider dtype"
         )
-    count = sizes[0] + 1
-    if not is_concrete(indices):
-        return _compress(indices, count, dtype)
-
-    def pad() -> Compressed:
-        lengths = buckets([nse, count])
-        columns, indptr = _compress(resize(indices, lengths[0], sizes, axis), lengths[1], dtype)
-        return jax.device_put((resize(columns, nse, 0, axis), resize(indptr, count, 0, axis)))
-
-    return call_concretely(pad)
+    if is_concrete(indices):
+        return put_like([indices], _compress(np, read(indices), sizes[0], dtype), axis)
+    return map_batches(partial(_compress, jnp, n_rows=sizes[0], dtype=dtype), axis)(indices)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _compress(indices: jax.Array, count: int, dtype: np.dtype) -> Compressed:
-    """The columns of sorted index rows, and the number of entries before each of the first `count` rows."""
-
-    def count_before(rows: jax.Array) -> jax.Array:
-        # Padding lies behind the last row, so the last count is the number of all entries.
-        starts = jnp.arange(count, dtype=jnp.uint32)
-        return count_less(rows.astype(jnp.uint32), starts).astype(dtype)
-
-    return indices[..., 1], map_batches(count_before, indices.ndim - 2)(indices[..., 0])
+def _compress(xp: Any, indices: Any, n_rows: int, dtype: np.dtype) -> Compressed:
+    """The columns of sorted index rows, and the number of entries before each of the rows, and before their end."""
+    # Padding lies behind the last row, and is not counted.
+    counts = _count(xp, indices[..., 0], n_rows)[..., :n_rows]
+    starts = xp.cumsum(counts, axis=-1, dtype=dtype)
+    return indices[..., 1], xp.concatenate([xp.zeros_like(starts, shape=(*starts.shape[:-1], 1)), starts], axis=-1)

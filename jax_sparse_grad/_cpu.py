@@ -1,206 +1,268 @@
-"""The symbolic phase for XLA:CPU: a tree of merges, each of them in a conditional where the order is not known.
+"""Slots for XLA:CPU, by plain loops.
 
-operands     in any order, with duplicates and padding
-   | merge          two lists that ascend strictly, with padding last: see `_tile_merge.py`
-   | _sort_lists    lists in any order, as found out at run time: all keys in one sort
-union        a balanced binary tree of these
+XLA:CPU compiles a `lax.while_loop` of scalars, `dynamic_slice` and `dynamic_update_slice` into one native function: 4
+to 7 ns a step. What to know about such loops:
+
+- Indices are unsigned: for signed ones JAX adds a comparison and a selection to every slice.
+- What is carried lies in memory: few scalars, and two steps in a body.
+- A body writes before it reads, or XLA copies the whole array. So a count that is read and then written is written in
+  the next step.
+- No `cond` inside a loop, whose arrays it would copy: an inner loop of none or more rounds takes its place.
+- Write unconditionally what a later step overwrites.
+- `vmap` would make vectors of the scalars: `sequential_vmap` loops over the batch instead.
+
+    keys of one or two lists
+       | two that ascend strictly     a merge
+       | else                         a radix sort of each that is out of order, and a merge in which keys may repeat
+       | one                          a radix sort, and numbering
+    slots                             for each entry the number of its key among the distinct ones in order
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jax_sparse_grad import _keys
-from jax_sparse_grad._keys import Keys, Space
-from jax_sparse_grad._primitives import NONE, gather, if_all, iota_like, scatter, vary_alike
-from jax_sparse_grad._search import search, with_keys
-from jax_sparse_grad._tile_merge import count_before, merge, positions_of, select_rows, sources_of
-from jax_sparse_grad._tree import (
-    Child,
-    Joined,
-    Placement,
-    Then,
-    UnionTree,
-    halves,
-    inner_nse,
-    pick_rows,
-    resize_list,
-    with_orders,
-)
-from jax_sparse_grad._types import Form, Order
-from jax_sparse_grad._xla_cpu import argsort, count_true, materialise
+from jax_sparse_grad._batching import vary_alike
+from jax_sparse_grad._keys import NONE, ONES, Keys
 
-T = TypeVar("T")
+U = np.uint32
+
+BLOCK = 16  # entries copied at once where one list is behind the other, or both are the same
+STEPS = 256  # single steps between two looks for such blocks; 64 take a third longer where there are none
+DIGIT = 11  # bits that a pass of the radix sort looks at, at most
 
 
-def unite(
-    operands: tuple[jax.Array, ...],
-    space: Space,
-    form: Form,
-    then: Then[T],
-    values: tuple[jax.Array, ...] = (),
-    *,
-    tree: bool = True,
-) -> T:
-    """`then(indices, union, None)` of the sorted, padded union of index rows. Values are left to `then`.
+def _read(array: jax.Array, index: jax.Array, size: int = 1) -> jax.Array:
+    return lax.dynamic_slice(array, (index,), (size,))
 
-    If it is not known whether all operands are canonical (sorted and unique, padded only at the end), `then` stands in
-    both branches of a conditional, and knows statically which of them it is in (`Placement.unique` is None if they
-    are). Only its results leave the conditional, so nothing that only unsorted operands need is written for sorted
-    ones. The results must have the same structure in both branches; `with_orders` makes sure of that for the union.
+
+def _read_key(keys: Keys, index: jax.Array) -> Keys:
+    return tuple(_read(word, index)[0] for word in keys)
+
+
+def _write(array: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice(array, value.reshape(-1), (index,))
+
+
+def _loop(more: Callable[[Any], jax.Array], body: Callable[[Any], Any], start: Any, like: Keys) -> Any:
+    """`lax.while_loop` whose carry varies over a mesh as the keys do, which `shard_map` demands."""
+    return lax.while_loop(more, body, vary_alike((start, like))[0])
+
+
+def _pad(keys: Keys) -> Keys:
+    """The same keys, and padding behind them, so that no look is out of bounds."""
+    return tuple(lax.pad(word, ONES, [(0, BLOCK + STEPS, 0)]) for word in keys)
+
+
+def merge(a: Keys, b: Keys, *, unique: bool) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """The slots of the keys of two ascending lists among their distinct keys (uint32), and how many of these there are.
+
+    Both lists end with what `_pad` adds. Slots of padding mean nothing. `unique`: no key repeats within a list.
     """
-    del values, tree  # what `then` does not use of the tree is not computed
-    parts = halves(operands)
-    subtrees = [_subtree(part, space, form) for part in parts]
-    lists = tuple(rows for rows, _ in subtrees)
-    children: tuple[Child, ...] = tuple(union for _, union in subtrees)
-    if form.joined is not None:
-        children = (Joined(form.joined),)
+    ahead = np.arange(BLOCK, dtype=U)
 
-    def unite_canonical(lists: tuple[jax.Array, ...]) -> T:
-        indices, nnz, placements = _merge_lists(lists, space, form.nse)
-        return then(indices, UnionTree(nnz, children, placements), None)
+    def more(i: jax.Array, j: jax.Array) -> jax.Array:
+        return (_read(a[0], i)[0] != ONES) | (_read(b[0], j)[0] != ONES)
 
-    leaves = any(not isinstance(child, UnionTree) for child in children)
-    if form.order is Order.CANONICAL or not leaves or not any(rows.shape[0] for rows in lists):
-        return unite_canonical(lists)
+    def take_one(state: Any) -> Any:
+        i, j, k, a_slots, b_slots = state
+        x, y = _read_key(a, i), _read_key(b, j)
+        a_slots, b_slots = _write(a_slots, i, k), _write(b_slots, j, k)  # what is not taken is overwritten later
+        of_a, of_b = ~_keys.is_less(y, x), ~_keys.is_less(x, y)
+        i, j = i + of_a.astype(U), j + of_b.astype(U)
+        if unique:
+            return i, j, k + ((x[0] != ONES) | (y[0] != ONES)).astype(U), a_slots, b_slots
+        low = tuple(jnp.where(of_a, p, q) for p, q in zip(x, y, strict=True))
+        repeats = _keys.is_equal(_read_key(a, i), low) | _keys.is_equal(_read_key(b, j), low)
+        return i, j, k + (~repeats).astype(U), a_slots, b_slots
 
-    def unite_any(lists: tuple[jax.Array, ...]) -> T:
-        indices, nnz, placements = _sort_lists(lists, space, form.nse)
-        return then(indices, UnionTree(nnz, children, placements), None)
+    def look(i: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Whether a block of a lies before b, one of b before a, or both are the same."""
+        (a0, b0), (a1, b1) = ((_read_key(a, i + U(k)), _read_key(b, j + U(k))) for k in (0, BLOCK - 1))
+        blocks = (tuple(_read(word, at, BLOCK) for word in keys) for keys, at in ((a, i), (b, j)))
+        same = _keys.is_equal(a0, b0) & ~_keys.is_padding(a1) & jnp.all(_keys.is_equal(*blocks))
+        return _keys.is_less(a1, b0), _keys.is_less(b1, a0), same
 
-    if form.order is Order.ANY:
-        return unite_any(lists)
-    lists = vary_alike(lists)  # so that the branches agree
-    in_order = functools.reduce(jnp.logical_and, (_is_canonical(_keys.ravel(rows, space)) for rows in lists))
-    return if_all(in_order, unite_canonical, unite_any, lists)
+    def take_block(state: Any) -> Any:
+        i, j, k, a_slots, b_slots = state
+        of_a, of_b, _ = look(i, j)
+        a_slots, b_slots = _write(a_slots, i, k + ahead), _write(b_slots, j, k + ahead)
+        step = U(BLOCK)
+        return i + jnp.where(of_b, U(0), step), j + jnp.where(of_a, U(0), step), k + step, a_slots, b_slots
 
+    def take_some(state: Any) -> Any:
+        if unique:
+            state = lax.while_loop(
+                lambda state: more(state[0], state[1]) & jnp.any(jnp.stack(look(state[0], state[1]))), take_block, state
+            )
+        return lax.fori_loop(0, STEPS // 2, lambda _, state: take_one(take_one(state)), state)
 
-def _subtree(operands: Sequence[jax.Array], space: Space, form: Form) -> tuple[jax.Array, UnionTree | None]:
-    if len(operands) == 1:
-        return operands[0], None
-    nse = inner_nse([rows.shape[0] for rows in operands], len(space.sizes))
-
-    def keep(indices: jax.Array, union: UnionTree, _: object) -> tuple[jax.Array, UnionTree]:
-        return indices, union if form.order is Order.CANONICAL else with_orders(union)
-
-    return unite(tuple(operands), space, form._replace(nse=nse), keep)
-
-
-def _is_canonical(keys: Keys) -> jax.Array:
-    return count_true(~_keys.ascends(keys)) == 0
-
-
-def placement_of(positions: jax.Array, nse: int) -> Placement:
-    """The placement of entries whose slots are known; those without one are at `NONE`."""
-    size = positions.shape[0]
-    entries = iota_like(positions)
-    # If several entries ask for one slot, one of them gets it: the others find another entry there.
-    sources = scatter(nse, positions, entries, fill=NONE)
-    unique = jnp.all((positions == NONE) | (gather(sources, positions, fill=NONE) == entries))
-
-    def already_unique() -> tuple[jax.Array, jax.Array]:
-        return sources, entries
-
-    def sort() -> tuple[jax.Array, jax.Array]:
-        digit = positions.astype(jnp.uint32)
-        order = argsort((digit,))
-        slots = digit[order]
-        starts = jnp.concatenate([jnp.ones(min(1, size), bool), slots[1:] != slots[:-1]])
-        first = scatter(nse, jnp.where(starts, slots.astype(jnp.int32), NONE), entries, fill=NONE)
-        return jnp.where(unique, sources, first), order
-
-    sources, order = if_all(unique, already_unique, sort)
-    return Placement(positions, sources, unique, order)
+    start = (U(0), U(0), U(0), jnp.zeros_like(a[0]), jnp.zeros_like(b[0]))
+    *_, count, a_slots, b_slots = _loop(lambda state: more(state[0], state[1]), take_some, start, a)
+    return (a_slots, b_slots), count
 
 
-def _merge_lists(
-    lists: tuple[jax.Array, ...], space: Space, nse: int
-) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
-    """The union of one or two canonical lists in `nse` slots, its true length, and where their entries went."""
-    keys = [materialise(_keys.ravel(rows, space)) for rows in lists]
+def argsort(keys: Keys) -> jax.Array:
+    """The stable order of keys, uint32, by a radix sort, which takes no step if they are in order."""
+    size = keys[0].shape[0]
+    falls = jnp.any(_keys.is_less(tuple(word[1:] for word in keys), tuple(word[:-1] for word in keys)))
+    unsorted = jnp.where(falls, U(size), U(0))
+    order = jnp.arange(size, dtype=U)
+    for k, word in enumerate(reversed(keys)):
+        digits = word[order] if k else word
+        for shift in range(0, 32, DIGIT):
+            digits, order = _sort_by_digit(digits, order, shift, min(DIGIT, 32 - shift), unsorted)
+    return order
+
+
+def _sort_by_digit(
+    keys: jax.Array, order: jax.Array, shift: int, bits: int, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The first `count` keys and numbers, stably sorted by some bits of the keys."""
+
+    def digit(i: jax.Array) -> jax.Array:
+        return ((_read(keys, i) >> U(shift)) & U((1 << bits) - 1))[0]
+
+    def tally(state: Any) -> Any:
+        i, counts, late, number = state
+        counts = _write(counts, late, number)
+        own = digit(i)
+        return i + U(1), counts, own, _read(counts, own) + U(1)
+
+    def place(state: Any) -> Any:
+        i, begins, late, number, new_keys, new_order = state
+        begins = _write(begins, late, number)
+        own = digit(i)
+        to = _read(begins, own)
+        new_keys, new_order = _write(new_keys, to[0], _read(keys, i)), _write(new_order, to[0], _read(order, i))
+        return i + U(1), begins, own, to + U(1), new_keys, new_order
+
+    nowhere = U(1 << bits), jnp.zeros(1, U)  # where what is written late is written first
+    start: tuple[Any, ...] = (U(0), jnp.zeros((1 << bits) + 1, U), *nowhere)
+    _, counts, late, number = _loop(lambda state: state[0] < count, tally, start, (keys,))
+    counts = _write(counts, late, number)[:-1]
+    begins = jnp.append(jnp.cumsum(counts, dtype=U) - counts, U(0))
+    start = (U(0), begins, *nowhere, keys, order)
+    *_, new_keys, new_order = _loop(lambda state: state[0] < count, place, start, (keys,))
+    return new_keys, new_order
+
+
+def _number(keys: Keys, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each key its number among the distinct ones (uint32), and how many there are, given their order."""
+    size = keys[0].shape[0]
+
+    def step(state: Any) -> Any:
+        i, last, number, numbers = state
+        at = _read(order, i)[0]
+        key = _read_key(keys, at)
+        number = number + (~_keys.is_equal(key, last)).astype(U)
+        return i + U(1), key, number, _write(numbers, at, number)
+
+    first = _read_key(keys, order[0])
+    start = (U(0), first, U(0), jnp.zeros(size, U))
+    _, last, number, numbers = _loop(lambda state: state[0] < U(size), step, start, keys)
+    return numbers, number + (~_keys.is_padding(last)).astype(U)
+
+
+def find_slots(lists: Sequence[Keys], *, canonical: bool = False) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """For each of one or two lists the slot of each key among the distinct ones of both, and their number, int32.
+
+    `NONE` for padding. Lists may be in any order, and keys may repeat. `canonical`: all ascend strictly, with padding
+    last, which need not be looked at.
+    """
+    sizes = [keys[0].shape[0] for keys in lists]
+    if not sum(sizes):
+        return tuple(keys[0].astype(np.int32) for keys in lists), jnp.zeros_like(lists[0][0], np.int32, shape=())
+    if 0 in sizes:
+        ((alone,), count) = find_slots([_keys.join(lists)])
+        return tuple(alone[:size] for size in sizes), count
+    slots: tuple[jax.Array, ...]
     if len(lists) == 1:
-        return resize_list(lists[0], _keys.count_entries(keys[0]), space, nse)
-    nnz, bitmaps = merge(keys[0], keys[1], nse)
-    indices = select_rows(bitmaps, lists[0], lists[1], space.sizes, nse)
-    placements = []
-    for bitmap, rows in zip(bitmaps, lists, strict=True):
-        placements.append(Placement(positions_of(bitmap, rows.shape[0], nse), sources_of(bitmap, nse)))
-    return indices, nnz, tuple(placements)
+        numbers, count = _number(lists[0], argsort(lists[0]))
+        return (_without_padding(lists[0], numbers),), count.astype(np.int32)
+    a, b = map(_pad, lists)
+
+    def merge_all() -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        return merge(a, b, unique=True)
+
+    def sort_first() -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        orders = [argsort(keys) for keys in (a, b)]
+        in_order = (tuple(word[order] for word in keys) for keys, order in zip((a, b), orders, strict=True))
+        slots, count = merge(*in_order, unique=False)
+        a_slots, b_slots = (jnp.zeros_like(x).at[order].set(x) for x, order in zip(slots, orders, strict=True))
+        return (a_slots, b_slots), count
+
+    if canonical:
+        slots, count = merge_all()
+    else:
+        ascend = jnp.all(_keys.ascend_strictly(a)) & jnp.all(_keys.ascend_strictly(b))
+        slots, count = lax.cond(ascend, merge_all, sort_first)
+    found = tuple(_without_padding(keys, each[: keys[0].shape[0]]) for keys, each in zip(lists, slots, strict=True))
+    return found, count.astype(np.int32)
 
 
-def _sort_lists(
-    lists: tuple[jax.Array, ...], space: Space, nse: int
-) -> tuple[jax.Array, jax.Array, tuple[Placement, ...]]:
-    """The union of one or two lists in any order in `nse` slots, its true length, and where their entries went."""
-    sizes = [rows.shape[0] for rows in lists]
-
-    # 1. Sort all keys, stably. Then entry `order[k]` of both lists together is at place k. In a run of equal keys, the
-    #    entries of each list stand side by side, in their original order.
-    keys = _keys.join(_keys.ravel(rows, space) for rows in lists)
-    order = argsort(_keys.digits_of(keys))
-    sorted_keys = tuple(word[order] for word in keys)
-    starts, padding = _keys.starts_run(sorted_keys), _keys.is_padding(sorted_keys)
-
-    # 2. Number the runs. Then `slots[k]` is the slot of the entry at place k, and `positions` that of each entry.
-    slots = jnp.where(padding, NONE, count_before(starts) + starts.astype(jnp.int32) - 1)
-    slots = jnp.where(slots < nse, slots, NONE)
-    positions = jnp.split(scatter(sum(sizes), order, slots, fill=NONE), sizes[:-1])
-
-    # 3. Find the first entry of each list in each run. If all are first, no slot has two entries of one list.
-    of_second = order >= sizes[0]
-    own = (~of_second, of_second)[: len(lists)]
-    first = tuple(_keys.starts_run_of(mine, starts, padding) for mine in own)
-    unique = jnp.all(functools.reduce(jnp.logical_or, first) | padding)
-
-    def place_first(numbers: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        """For each list and slot the number of the first entry in it."""
-        return tuple(
-            scatter(nse, jnp.where(is_first, slots, NONE), number, fill=NONE)
-            for is_first, number in zip(first, numbers, strict=False)
-        )
-
-    # 4. Pick an index row for each slot: that of the first entry of either list.
-    entries = (order, order - sizes[0])
-    in_slots = place_first(entries)
-    indices = pick_rows(lists, in_slots, space.sizes)
-
-    # 5. Number the sources by entry if all are unique, else by their place in the sorted list: see `Placement`.
-    def by_entry() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        return in_slots, tuple(map(iota_like, positions))
-
-    def by_place() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        seconds = count_before(of_second)
-        places = (iota_like(order) - seconds, seconds)
-        orders = (
-            scatter(size, jnp.where(mine, place, NONE), entry, fill=NONE)
-            for mine, place, entry, size in zip(own, places, entries, sizes, strict=False)
-        )
-        return place_first(places), tuple(orders)
-
-    sources, orders = if_all(unique, by_entry, by_place)
-    placements = tuple(
-        Placement(slots_of, entries_of, unique, order_of)
-        for slots_of, entries_of, order_of in zip(positions, sources, orders, strict=True)
-    )
-    return indices, jnp.sum(starts, dtype=jnp.int32), placements
+def _without_padding(keys: Keys, slots: jax.Array) -> jax.Array:
+    return jnp.where(_keys.is_padding(keys), NONE, slots.astype(np.int32))
 
 
-def locate(rows: Sequence[jax.Array], space: Space | None, then: Callable[[tuple[jax.Array, ...]], T]) -> T:
-    """`then(positions)`: for each list of rows but the first, the entry of the first list that is equal to each row.
+def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
+    """For each of two lists the place of each key in an ascending one, `NONE` where it is not there.
 
-    `NONE` where none is. Without a space, the width of keys is found from the data.
+    One walk along all three, if both lists ascend strictly; else a binary search. Not `jnp.searchsorted`, which goes
+    through memory in each of its rounds: the walk takes a tenth of its time.
     """
+    nse, sizes = total[0].shape[0], [keys[0].shape[0] for keys in lists]
+    table, (a, b) = _pad(total), map(_pad, lists)
 
-    def search_all(keys_of: Callable[[jax.Array], Keys]) -> T:
-        total, *operands = (materialise(keys_of(each)) for each in rows)
-        found = (search(total, keys) for keys in operands)
-        return then(tuple(jnp.where(is_found, position, NONE) for position, is_found in found))
+    def walk() -> tuple[jax.Array, ...]:
+        def step(state: Any) -> Any:
+            i, j, place, a_places, b_places = state
+            a_places, b_places = _write(a_places, i, place), _write(b_places, j, place)
+            key, x, y = _read_key(table, place), _read_key(a, i), _read_key(b, j)
+            behind = _keys.is_less(x, key) | _keys.is_less(y, key)
+            i = i + (~_keys.is_less(key, x) & (i < U(sizes[0]))).astype(U)
+            j = j + (~_keys.is_less(key, y) & (j < U(sizes[1]))).astype(U)
+            return i, j, place + (~behind).astype(U), a_places, b_places
 
-    return with_keys(rows[0], search_all) if space is None else search_all(partial(_keys.ravel, space=space))
+        start = (U(0), U(0), U(0), *(jnp.full_like(keys[0], U(nse)) for keys in (a, b)))
+        return _loop(lambda s: (s[2] < U(nse)) & ((s[0] < U(sizes[0])) | (s[1] < U(sizes[1]))), step, start, a)[3:]
+
+    def bisect() -> tuple[jax.Array, ...]:
+        return tuple(_bisect(table, nse, keys) for keys in (a, b))
+
+    ascend = [jnp.all(_keys.is_less(tuple(x[:-1] for x in keys), tuple(x[1:] for x in keys))) for keys in lists]
+    found = lax.cond(ascend[0] & ascend[1], walk, bisect)
+    places = []
+    for keys, each, size in zip(lists, found, sizes, strict=True):
+        place = each[:size]
+        is_there = (place < U(nse)) & _keys.is_equal(tuple(word[place] for word in table), keys)
+        places.append(jnp.where(is_there, place.astype(np.int32), NONE))
+    return tuple(places)
+
+
+def _bisect(table: Keys, nse: int, keys: Keys) -> jax.Array:
+    """The number of the first `nse` keys of a table that are less than each key."""
+
+    def step(state: Any) -> Any:
+        i, places = state
+        key = _read_key(keys, i)
+
+        def halve(bounds: Any) -> Any:
+            low, high = bounds
+            middle = (low + high) >> U(1)
+            less = _keys.is_less(_read_key(table, middle), key)
+            return jnp.where(less, middle + U(1), low), jnp.where(less, high, middle)
+
+        low, _ = _loop(lambda bounds: bounds[0] < bounds[1], halve, (U(0), U(nse)), keys)
+        return i + U(1), _write(places, i, low)
+
+    size = keys[0].shape[0]
+    places: jax.Array = _loop(lambda state: state[0] < U(size), step, (U(0), jnp.zeros_like(keys[0])), keys)[1]
+    return places

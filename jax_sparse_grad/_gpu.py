@@ -1,149 +1,151 @@
-"""The symbolic phase by ranks, for XLA:GPU: few kernels, no loop, no sort, and one look at the order.
+"""Slots by ranks, for XLA:GPU: few kernels, no loop, no sort, and one look at the order.
 
-For two lists that ascend strictly, with padding last:
+For two lists of keys that ascend strictly, with padding last:
 
-    a_before[i] = the number of keys of b below a[i]      a search of few, unrolled rounds, a kernel for one or two of
+    a_before[i] = the number of keys of b below a[i]      a search whose rounds are unrolled, a kernel for one or two of
     b_before[j] = the number of keys of a below b[j]      them; the same kernels seek a in b and b in a
     shared[i]   = whether b[a_before[i]] is a[i]
     doubled[i]  = the number of shared entries before i   a prefix sum
     slot of a[i] = i + a_before[i] - doubled[i]           its own number, those of b before it, each cell once
     slot of b[j] = j + b_before[j] - doubled[b_before[j]]
 
-Sources are scattered from these slots; rows and values are gathered by sources.
+All else is sorted, as on a TPU, but by sorts of one key with one payload, which XLA:GPU leaves to CUB's radix sort.
 
-A GPU pays for launches, some 3 microseconds each, and for looks of the host at a flag, 10 to 20 and an empty queue. The
-merge in tiles, which is fast on a CPU, takes some 700 launches, this one 20. Whatever loops on a GPU launches kernels
-in every round, copies what it carries, and looks at a flag if the number of rounds is not static.
-
-On an H200, for 10^6 + 10^6 entries, the kernels take 0.18 ms of 0.41: the search 0.08 of it, at 10^7 + 10^7 0.8 of 1.9,
-and the check of the order 0.02. The rest is the host's, 0.08 to start a program and 0.1 for the one look.
+A GPU pays for launches, some 3 microseconds each, and for looks of the host at a flag, 10 to 20 and an empty queue.
+Whatever loops launches kernels in every round, and copies what it carries.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jax_sparse_grad import _keys, _tpu
-from jax_sparse_grad._keys import Keys, Space
-from jax_sparse_grad._primitives import NONE, at, if_all, iota_like, scatter, split_rows
-from jax_sparse_grad._search import rank, rank_in_other
-from jax_sparse_grad._tree import Placement, Then, UnionTree, halves, inner_nse, pick_rows, resize_list, with_orders
-from jax_sparse_grad._types import Form, Order
+from jax_sparse_grad._batching import at, in_all_batches, vary_alike
+from jax_sparse_grad._keys import NONE, ONES, Keys
 
-T = TypeVar("T")
-
-MOST_MERGED = 4  # of operands joined to be sorted, which is for CPUs: a merge takes 20 launches, the sort 50 in all
+BRANCHES = 8  # of a round of a search: 4 need half as many kernels again, 16 hardly fewer
 
 
-def unite(
-    operands: tuple[jax.Array, ...],
-    space: Space,
-    form: Form,
-    then: Then[T],
-    values: tuple[jax.Array, ...] = (),
-    *,
-    tree: bool = True,
-) -> T:
-    """`then(indices, union, total)` of the sorted, padded union of index rows.
+def in_pairs(keys: Keys) -> tuple[Keys, jax.Array]:
+    """Keys in order and where they come from, word by word, the last one first, each beside its position."""
+    order = jnp.arange(keys[0].shape[0], dtype=np.int32)
+    for count, word in enumerate(reversed(keys)):
+        _, order = lax.sort((word[order] if count else word, order), num_keys=1, is_stable=True)
+    return tuple(word[order] for word in keys), order
 
-    One conditional looks whether all operands are in order. `total` is None where they are.
+
+def find_union(
+    lists: Sequence[Keys], nse: int, *, canonical: bool = False
+) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
+    """The first `nse` distinct keys, for each list the slot of each key (`NONE` for padding), and their true number.
+
+    `canonical`: all lists ascend strictly, with padding last, which need not be looked at.
     """
-    if form.joined is not None and not tree and len(form.joined) <= MOST_MERGED:
-        operands = tuple(split_rows(operands[0], form.joined))
-        form = form._replace(joined=None, order=Order.UNKNOWN)
+    if len(lists) != 2 or not all(keys[0].shape[0] for keys in lists):
+        return _tpu.find_union(lists, nse, in_pairs)
 
-    def merge_all(operands: tuple[jax.Array, ...], _: tuple[jax.Array, ...]) -> T:
-        return then(*_merge_tree(operands, space, form), None)
+    a, b = vary_alike(tuple(lists))
+    if canonical:
+        return _merge(a, b, nse)
 
-    def sort_all(operands: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> T:
-        return _tpu.unite(operands, space, form, then, values, tree=tree, sort=_tpu.in_pairs)
+    def merge(a: Keys, b: Keys) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
+        return vary_alike(_merge(a, b, nse))
 
-    if form.order is Order.CANONICAL or not any(rows.shape[0] for rows in operands):
-        return merge_all(operands, values)
-    if form.order is Order.ANY:
-        return sort_all(operands, values)
-    ascending = [jnp.all(_keys.ascends(_keys.ravel(rows, space))) for rows in operands]
-    return if_all(functools.reduce(jnp.logical_and, ascending), merge_all, sort_all, operands, values)
+    def sort(a: Keys, b: Keys) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
+        return vary_alike(_tpu.find_union((a, b), nse, in_pairs))
 
-
-def _merge_tree(operands: tuple[jax.Array, ...], space: Space, form: Form) -> tuple[jax.Array, UnionTree]:
-    lists, children = [], []
-    for part in halves(operands):
-        rows, child = part[0], None
-        if len(part) > 1:
-            nse = inner_nse([rows.shape[0] for rows in part], len(space.sizes))
-            rows, child = _merge_tree(part, space, form._replace(nse=nse))
-            child = child if form.order is Order.CANONICAL else with_orders(child)
-        lists.append(rows)
-        children.append(child)
-    keys = [_keys.ravel(rows, space) for rows in lists]
-    if len(lists) == 1:
-        entries = jnp.sum(~_keys.is_padding(keys[0]), dtype=jnp.int32)
-        indices, nnz, placements = resize_list(lists[0], entries, space, form.nse)
-        return indices, UnionTree(nnz, tuple(children), placements)
-    nnz, placements = _merge(keys[0], keys[1], form.nse)
-    indices = pick_rows(lists, [placement.sources for placement in placements], space.sizes)
-    return indices, UnionTree(nnz, tuple(children), placements)
+    in_order = in_all_batches(jnp.all(_keys.ascend_strictly(a)) & jnp.all(_keys.ascend_strictly(b)))
+    found: tuple[Keys, tuple[jax.Array, ...], jax.Array] = lax.cond(in_order, merge, sort, a, b)
+    return found
 
 
-def _merge(a: Keys, b: Keys, nse: int) -> tuple[jax.Array, tuple[Placement, ...]]:
-    """The number of distinct keys in two canonical lists, and where each of them goes.
-
-    The same kernels seek a in b and b in a: what they write is as long as both. They also seek the key of padding in
-    both, which tells the numbers of entries.
-    """
+def _merge(a: Keys, b: Keys, nse: int) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
     sizes = a[0].shape[0], b[0].shape[0]
-    padding = jnp.full_like(a[0], _keys.all_ones(a[0].dtype), shape=(2,))
-    keys = tuple(jnp.concatenate([*words, padding]) for words in zip(a, b, strict=True))
-    place = iota_like(keys[0])
+    # The same kernels seek the key of padding in both lists, which tells the numbers of entries.
+    ends = jnp.full_like(a[0], ONES, shape=(2,))
+    keys = tuple(jnp.concatenate([*words, ends]) for words in zip(a, b, strict=True))
+    place = jnp.arange(sum(sizes) + 2, dtype=np.int32)
     in_b = (place < sizes[0]) | (place == sum(sizes))
-    before = rank_in_other(keys, sizes, in_b)
-    entries, both = before[-2] + before[-1], slice(sum(sizes))
+    before = _rank_in_other(keys, sizes, in_b)
+    entries, of_a = before[-2] + before[-1], slice(sizes[0])
 
     is_entry = ~_keys.is_padding(keys)
-    of_a = slice(sizes[0])
-    candidates = _keys.key_at(b, before[of_a])
+    candidates = tuple(at(word, before[of_a]) for word in b)
     shared = is_entry[of_a] & (before[of_a] < sizes[1]) & _keys.is_equal(candidates, a)
-    through = jnp.cumsum(shared, dtype=jnp.int32)
+    through = jnp.cumsum(shared, dtype=np.int32)
     # For an entry of a the shared ones before itself, for an entry of b those among the entries of a before it.
     counted = jnp.where(in_b, place, before)
     doubled = jnp.where(counted > 0, at(through, counted - 1), 0)
-    entry = jnp.where(in_b, place, place - sizes[0])
-    slot = entry + before - doubled
-    positions = jnp.where(is_entry & (slot < nse), slot, NONE)[both]
-    placements = map(Placement, jnp.split(positions, sizes[:1]), _sources(positions, entry[both], sizes[0], nse))
-    return entries - at(through, jnp.int32(sizes[0] - 1)), tuple(placements)
+    own = jnp.where(in_b, place, place - sizes[0])
+    slots = jnp.where(is_entry, own + before - doubled, NONE)[:-2]
+    heads = tuple(
+        jnp.full_like(word, ONES, shape=(nse,)).at[slots].set(word[:-2], mode="drop", wrap_negative_indices=False)
+        for word in keys
+    )
+    return heads, tuple(jnp.split(slots, [sizes[0]])), entries - through[-1]
 
 
-def _sources(positions: jax.Array, entries: jax.Array, of_a: int, nse: int) -> Sequence[jax.Array]:
-    """For both lists the entry in each slot; the first `of_a` positions are those of a."""
-    if 2 * nse > NONE:
-        parts = zip(jnp.split(positions, [of_a]), jnp.split(entries, [of_a]), strict=True)
-        return [scatter(nse, slots, numbers, fill=NONE) for slots, numbers in parts]
-    # One scatter for both: the sources of b stand behind those of a.
-    shift = jnp.where(iota_like(positions) < of_a, 0, nse)
-    targets = jnp.where(positions == NONE, NONE, positions + shift)
-    return jnp.split(scatter(2 * nse, targets, entries, fill=NONE), 2)
+def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
+    """For each list the place of each key in an ascending one, `NONE` where it is not there."""
+    queries = _keys.join(lists)
+    strides = [(jnp.int32(stride), jnp.int32(most)) for stride, most in _strides(total[0].shape[0])]
+    place = _descend(total, queries, strides, jnp.int32(0))
+    found = (place < total[0].shape[0]) & _keys.is_equal(tuple(at(word, place) for word in total), queries)
+    places = jnp.where(found, place, NONE)
+    return tuple(jnp.split(places, np.cumsum([keys[0].shape[0] for keys in lists])[:-1]))
 
 
-def locate(rows: Sequence[jax.Array], space: Space | None, then: Callable[[tuple[jax.Array, ...]], T]) -> T:
-    """`then(positions)`: for each list of rows but the first, the entry of the first list that is equal to each row.
+def _rank_in_other(keys: Keys, sizes: tuple[int, int], of_first: jax.Array) -> jax.Array:
+    """For each of `keys`, the number of keys less than it in the other of two ascending lists, which they begin with.
 
-    `NONE` where none is. Without a space, columns are compared one by one.
+    `of_first` tells which are sought in the second list.
     """
-    total, *operands = (_keys.keys_of(each, space) for each in rows)
-    queries = _keys.join(operands)
-    position = rank(total, queries)
-    found = (position < total[0].shape[0]) & _keys.is_equal(_keys.key_at(total, position), queries)
-    positions = jnp.where(found & ~_keys.is_padding(queries), position, NONE)
-    return then(tuple(split_rows(positions, [keys[0].shape[0] for keys in operands])))
+    strides = [_strides(size) for size in sizes[::-1]]
+    rounds = max(map(len, strides))
+    in_second, in_first = ([(0, 0)] * (rounds - len(each)) + each for each in strides)
+
+    def choose(second: int, first: int) -> jax.Array:
+        return jnp.where(of_first, np.int32(second), np.int32(first))
+
+    chosen = [
+        (choose(stride, other_stride), choose(most, other_most))
+        for (stride, most), (other_stride, other_most) in zip(in_second, in_first, strict=True)
+    ]
+    return _descend(keys, keys, chosen, jnp.where(of_first, np.int32(sizes[0]), np.int32(0)))
 
 
-def placement_of(positions: jax.Array, nse: int) -> Placement:
-    """The placement of entries whose slots are known; those without one are at `NONE`."""
-    return _tpu.placement_of(positions, nse, _tpu.in_pairs)
+def _strides(size: int) -> list[tuple[int, int]]:
+    """For each round how far apart the keys are that it compares with, and how far it may go.
+
+    Together they reach every number from 0 to `size`; after each round, all that follow stay within.
+    """
+    strides: list[tuple[int, int]] = []
+    reach = 0
+    while reach < size:
+        stride = reach + 1
+        most = min((BRANCHES - 1) * stride, size - reach)
+        if most < (BRANCHES - 1) * stride:
+            stride = -(-most // (BRANCHES - 1))
+        strides.append((stride, most))
+        reach += most
+    return strides[::-1]
+
+
+def _descend(table: Keys, queries: Keys, rounds: Sequence[tuple[jax.Array, jax.Array]], begin: jax.Array) -> jax.Array:
+    """The number of keys less than each query: XLA:GPU makes a kernel of one or two rounds, however little happens.
+
+    So a round compares with seven keys, which do not wait for each other. No step leads out of the table.
+    """
+    position = jnp.zeros_like(queries[0], np.int32)
+    for stride, most in rounds:
+        passed = jnp.zeros_like(position)
+        for branch in range(1, BRANCHES):
+            last = begin + position + (jnp.minimum(branch * stride, most) - 1)
+            passed += _keys.is_less(tuple(at(word, last) for word in table), queries).astype(np.int32)
+        position += jnp.minimum(passed * stride, most)
+    return position

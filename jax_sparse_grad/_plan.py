@@ -9,45 +9,49 @@ from typing import Any, Generic, SupportsIndex, cast, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.sparse import BCOO, BCSR
 
-from jax_sparse_grad import _containers, _engine, _tree, _validation
+from jax_sparse_grad import _containers, _sum, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
-from jax_sparse_grad._eager import call_concretely, is_concrete
-from jax_sparse_grad._numeric import add_values
-from jax_sparse_grad._tree import UnionTree, entry_counts
-from jax_sparse_grad._types import ArrayInput, MatrixT, Order, Shape, Sparse, Spec, SupportsJaxArray
+from jax_sparse_grad._concrete import on_cpu, put_like, read
+from jax_sparse_grad._types import ArrayInput, MatrixT, Shape, Sparse, Spec, SupportsJaxArray
+from jax_sparse_grad._union import Union
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["indices", "union", "compressed"], meta_fields=["shape", "nse"])
+@partial(jax.tree_util.register_dataclass, data_fields=["union", "compressed"], meta_fields=["shape"])
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SparseAddPlan(Generic[MatrixT]):
     """The symbolic phase of a sparse addition: adds values of its operands as often as wanted.
 
-    Made by `plan_sparse_add`. A pytree whose leaves are integer arrays, and a flag for each operand that may have
-    duplicates: it passes through `jit`, `vmap`, `scan` and `checkpoint` like any array, can be exported, pickled and
-    copied, and has no values that an optimiser could change. To type checkers, `SparseAddPlan[BCSR]` is one whose
-    `with_data` gives a BCSR.
-
-    A plan of concrete operands has no such flags, and neither has one made with `assume_canonical=True`, so that a
-    compiled step with it has no conditional. Plans without duplicates, with duplicates, and with flags are pytrees of
-    different structure: a jitted function is compiled once for each kind, and JAX refuses to carry one kind into a loop
-    and another out of it. If a loop makes plans, make the first one as it does: under `jit`, or with the same promise.
+    Made by `plan_sparse_add`. A pytree of integer arrays: it passes through `jit`, `vmap`, `scan` and `checkpoint` like
+    any array, can be exported, pickled and copied, and has no values that an optimiser could change. However it was
+    made, its structure is the same: one plan can take another's place under `jit` without a new compilation if its
+    arrays have the same shapes, and be a loop's carry. To type checkers, `SparseAddPlan[BCSR]` is one whose `with_data`
+    gives a BCSR.
 
     Attributes:
-      indices: `[nse, ndims]`, lexicographically sorted and unique. Behind the `nnz` entries comes padding, where all
-        indices equal the shape.
-      union: where the entries of the operands went.
+      union: the indices of the sum, where the entries of the operands went, and the number of distinct entries.
       shape: the sparse shape, a tuple of ints (static).
-      nse: the number of elements that the sum stores (static).
       compressed: `indices` and `indptr` of the sum as a BCSR if all operands are BCSR, else None.
     """
 
-    indices: jax.Array
-    union: UnionTree
+    union: Union
     shape: tuple[int, ...]
-    nse: int
     compressed: tuple[jax.Array, jax.Array] | None = None
+
+    @property
+    def indices(self) -> jax.Array:
+        """`[nse, ndims]`, lexicographically sorted and unique.
+
+        Behind the `nnz` entries comes padding, where all indices equal the shape.
+        """
+        return _validation.as_integers("plan.indices", self.union.indices)
+
+    @property
+    def nse(self) -> int:
+        """The number of elements that the sum stores (static)."""
+        return self.union.indices.shape[-2]
 
     @property
     def nnz(self) -> jax.Array:
@@ -78,18 +82,17 @@ class SparseAddPlan(Generic[MatrixT]):
           [7.0, 0.0, 5.0]
         """
         self._check_single()
-
-        def find() -> tuple[jax.Array, ...]:
-            return tuple(jnp.minimum(slots, self.nse) for slots in _tree.slots_of(self.union))
-
-        return call_concretely(find) if is_concrete(self) else find()
+        if not on_cpu(self.union.slots):
+            return tuple(jnp.minimum(slots, self.nse) for slots in self.union.slots)
+        slots = tuple(np.minimum(read(each), np.int32(self.nse)) for each in self.union.slots)
+        return put_like(self.union.slots, slots)
 
     def __repr__(self) -> str:
         try:
-            nnz = ", ".join(str(size) for group in entry_counts(self.union) for size in group)
+            sizes = f"nse={self.nse}, operands of nnz " + ", ".join(str(slots.shape[-1]) for slots in self.union.slots)
         except AttributeError:  # no arrays, while JAX handles the tree
-            nnz = "..."
-        return f"SparseAddPlan(shape={self.shape}, nse={self.nse}, operands of nnz {nnz})"
+            sizes = "..."
+        return f"SparseAddPlan(shape={self.shape}, {sizes})"
 
     def _check_single(self) -> None:
         if self.nnz.ndim:
@@ -105,7 +108,7 @@ class SparseAddPlan(Generic[MatrixT]):
 
         Returns:
           `[nse, *dense]`, the values of the sum at `plan.indices`, with 0 at padding. If the plan has overflowed, all
-          are NaN (the minimum of a signed, the maximum of an unsigned integer dtype).
+          are NaN (the minimum of a signed, the maximum of an unsigned integer dtype, to which a next sum adds).
 
         Raises:
           TypeError: values are not numeric.
@@ -120,36 +123,41 @@ class SparseAddPlan(Generic[MatrixT]):
         Linear in the values. Works under all of JAX's transformations, forward mode included; derivatives only gather.
         """
         self._check_single()
-        nnz = [size for group in entry_counts(self.union) for size in group]
-        return add_values(self.union, _validation.as_plan_values(values, nnz))
+        arrays, dtype = _validation.as_plan_values(values, [slots.shape[0] for slots in self.union.slots])
+        return _sum.add_values(self.union, arrays, dtype)
 
     @on_auto_axes
-    def with_data(self, *values: ArrayInput) -> MatrixT:
-        """Add the values of all operands, and return the sum as a matrix.
+    def with_data(self, data: ArrayInput) -> MatrixT:
+        """Make the matrix that has the pattern of the plan, and these values.
 
         Args:
-          *values: as for a call of the plan.
+          data: `[nse, *dense]`, of any numeric dtype: the values of a sum, as a call of the plan returns them.
 
         Returns:
           A BCSR if all operands of the plan were BCSR, else a BCOO. It is sorted and unique, with padding last, and
           shares the indices of the plan. Its shape is that of the plan, followed by the dense dimensions of the values.
 
         Raises:
-          TypeError: as for a call.
-          ValueError: as for a call.
+          TypeError: `data` is not numeric.
+          ValueError: `data` does not have one row for each row of `plan.indices`.
 
         Example:
           >>> import jax.numpy as jnp, jax_sparse_grad as jsg
           >>> from jax.experimental.sparse import BCOO
           >>> x, y = (BCOO.fromdense(jnp.eye(3, k=k)) for k in (0, 1))
           >>> plan = jsg.plan_sparse_add(x, y)
-          >>> total = plan.with_data(x.data, 2 * y.data)
+          >>> total = plan.with_data(plan(x.data, 2 * y.data))
           >>> total, total.todense().tolist()
           (BCOO(float32[3, 3], nse=5), [[1.0, 2.0, 0.0], [0.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
         """
-        data = self(*values)
-        shape = self.shape + data.shape[1:]
-        return cast(MatrixT, _containers.as_matrix(data, self.indices, self.compressed, shape))
+        self._check_single()
+        values = _validation.as_values("data", data, self.nse, "plan.indices")
+        compressed = self.compressed
+        if compressed is not None:
+            columns, indptr = (_validation.as_integers("plan.compressed", each) for each in compressed)
+            compressed = columns, indptr
+        shape = self.shape + values.shape[1:]
+        return cast(MatrixT, _containers.as_matrix(values, self.indices, compressed, shape))
 
 
 @overload
@@ -208,7 +216,7 @@ def plan_sparse_add(
       assume_canonical: a promise that all indices are sorted and unique, with padding only at the end. Skips the check.
 
     Returns:
-      A `SparseAddPlan`: `plan(*values)` adds, `plan.with_data(*values)` returns the sum as a matrix.
+      A `SparseAddPlan`: `plan(*values)` adds, and `plan.with_data(data)` makes a matrix of the result.
 
     Raises:
       TypeError: indices are not integers; arrays and matrices are mixed; a static argument is traced.
@@ -239,9 +247,9 @@ def plan_sparse_add(
     """
     if not operands:
         raise ValueError("`operands` must hold at least one operand")
-    nse, order = _validation.as_nse(nse), Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
+    spec = Spec((), (), _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical))
     if any(isinstance(x, BCOO | BCSR) for x in operands):
-        return _plan_of_matrices(operands, shape, nse, order)
+        return _plan_of_matrices(operands, shape, spec)
     if isinstance(operands[0], list | tuple) and any(map(_containers.is_sparse, operands[0])):
         raise TypeError("`operands` must be passed one by one, got a list; call `plan_sparse_add(*operands)`")
     names = tuple(f"operands[{k}]" for k in range(len(operands)))
@@ -250,10 +258,10 @@ def plan_sparse_add(
         raise TypeError("`shape` must be given if the operands are arrays of indices, got None")
     sizes = _validation.as_shape("shape", shape)
     _validation.check_shape_fits("shape", sizes, names[0], arrays[0])
-    return _plan(Spec(names, sizes, nse, order), arrays)
+    return SparseAddPlan(_sum.find_union(spec._replace(names=names, shape=sizes), arrays), sizes)
 
 
-def _plan_of_matrices(operands: Sequence[Any], shape: Shape | None, nse: int | None, order: Order) -> SparseAddPlan:
+def _plan_of_matrices(operands: Sequence[Any], shape: Shape | None, spec: Spec) -> SparseAddPlan:
     named = {f"operands[{k}]": _containers.without_wrappers(x) for k, x in enumerate(operands)}
     for name, x in named.items():
         if not isinstance(x, BCOO | BCSR):
@@ -275,11 +283,6 @@ def _plan_of_matrices(operands: Sequence[Any], shape: Shape | None, nse: int | N
     rows = [_containers.indices_of(name, x) for name, x in named.items()]
     indices = _validation.promote_indices(names, rows)
     _validation.check_shape_fits(f"{next(iter(named))}.shape", sizes, names[0], indices[0])
-    plan = _plan(Spec(names, sizes, nse, order, strict=False), indices)
-    compressed = _containers.compress_if_all_are(list(named.values()), plan.indices, sizes)
-    return dataclasses.replace(plan, compressed=compressed)
-
-
-def _plan(spec: Spec, indices: tuple[jax.Array, ...]) -> SparseAddPlan:
-    rows, union = _engine.plan(spec, indices)
-    return SparseAddPlan(rows, union, spec.shape, rows.shape[0])
+    union = _sum.find_union(spec._replace(names=names, shape=sizes, strict=False), indices)
+    compressed = _containers.compress_if_all_are(list(named.values()), union.indices, sizes)
+    return SparseAddPlan(union, sizes, compressed)

@@ -16,7 +16,7 @@ from jax import export
 from jax_sparse_grad._plan import SparseAddPlan
 from jax_sparse_grad._sparse_add import SparseAddOutput
 from jax_sparse_grad._sparse_add_grad import SparseAddGradOutput
-from jax_sparse_grad._tree import Joined, Placement, UnionTree
+from jax_sparse_grad._union import Union
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._plan import ShardedPlan
 from jax_sparse_grad.sharded._saving import describe_layout, layout_of
@@ -60,7 +60,7 @@ def _fields_of(kind: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-_register(SparseAddPlan, _fields_of(SparseAddPlan), {"shape": tuple, "nse": int})
+_register(SparseAddPlan, _fields_of(SparseAddPlan), {"shape": tuple})
 _register(
     RowSharded,
     _fields_of(RowSharded),
@@ -68,7 +68,6 @@ _register(
     lambda static: (describe_layout(static[0]), static[1]),
 )
 _register(ShardedPlan, _fields_of(ShardedPlan), {"layout": layout_of}, lambda static: (describe_layout(static[0]),))
-_register(Joined, ["sizes"], {"sizes": tuple}, lambda joined: (joined.sizes,))
 _register(SparseAddOutput, SparseAddOutput._fields, {"sum_shape": tuple}, lambda shape: (shape,))
-for _kind in (SparseAddGradOutput, UnionTree, Placement):
+for _kind in (SparseAddGradOutput, Union):
     export.register_namedtuple_serialization(_kind, serialized_name=f"jax_sparse_grad.{_kind.__name__}")

@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from jax_sparse_grad import _engine, _union, _validation
+from jax_sparse_grad import _sum, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
-from jax_sparse_grad._engine import Derivative, Total
-from jax_sparse_grad._keys import Space
-from jax_sparse_grad._numeric import add_values, pick_values
-from jax_sparse_grad._primitives import vary_alike
-from jax_sparse_grad._tree import UnionTree
-from jax_sparse_grad._types import ArrayInput, Arrays, Form, Limit, Order, Shape, Spec
+from jax_sparse_grad._batching import vary_alike
+from jax_sparse_grad._types import ArrayInput, Arrays, Shape, Spec
+from jax_sparse_grad._union import Union
+from jax_sparse_grad._values import pick
 
 
 class SparseAddOutput(NamedTuple):
@@ -80,7 +80,7 @@ def sparse_add(
     Returns:
       `SparseAddOutput(sum_indices [nse, ndims], sum_values [nse, *dense], sum_shape)`, lexicographically sorted and
       unique, padding last. If a sum under `jit` has more entries than `nse`, all values are NaN (the minimum of a
-      signed, the maximum of an unsigned integer dtype).
+      signed, the maximum of an unsigned integer dtype, a mark that holds for this sum only: the next one adds to it).
 
     Raises:
       TypeError: indices are not integers; values are not numeric; a static argument is traced.
@@ -117,67 +117,46 @@ def sparse_add(
     value_names = ("a_values", "b_values")
     values = _validation.as_common_values(value_names, (a_values, b_values), names, [rows.shape[0] for rows in indices])
     _validation.check_devices((*names, *value_names), (*indices, *values))
-    limit = _validation.as_limit(thresh)
-    order = Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
-    spec = Spec(names, shape, _validation.as_nse(nse), order, apart=limit is not None)
-    return SparseAddOutput(*_engine.add(spec, indices, values, _DERIVATIVE, limit), shape)
+    dtype = _validation.common_dtype(value_names, values)
+    spec = Spec(names, shape, _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical))
+    limit = _validation.as_threshold(thresh)
+    if limit is None:
+        union = _sum.find_union(spec, indices)
+    else:
+        union = _sum.find_union_above(spec, indices, values, limit, dtype)
+    kinds = _Kinds(dtype, tuple(np.dtype(each.dtype) for each in values))
+    return SparseAddOutput(union.indices, _sparse_add(kinds, *vary_alike((union, values))), shape)
 
 
-@partial(jax.jit, static_argnums=0)
-def _unite_and_add(form: Form, space: Space, operands: Arrays, values: Arrays, limit: Limit | None) -> Total:
-    # A backward rule must return cotangents that vary over the mesh as its arguments do: so these all do alike.
-    return _sparse_add(form, *vary_alike((space, operands, values, limit)))
+class _Kinds(NamedTuple):
+    """The dtypes of a sum and of its operands."""
+
+    of_sum: np.dtype
+    of_values: tuple[np.dtype, ...]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sparse_add(form: Form, space: Space, operands: Arrays, values: Arrays, limit: Limit | None) -> Total:
-    """SparseAdd, whose backward rule is SparseAddGrad.
-
-    A `custom_vjp`, and not the linear map that plans are (`_numeric.add_values`): its forward pass without a gradient
-    keeps no union, its residuals are what the backward pass gathers by and nothing else, and that pass has no
-    conditional. A linear map keeps what its transpose and its tangents might need, and takes half as long again to
-    compile. The price is forward mode, which JAX bars.
-    """
-    indices, union, total = _union.unite_and_add(form, space, operands, values, limit)
-    return Total(indices, total, union.nnz)
+def _sparse_add(kinds: _Kinds, union: Union, values: Arrays) -> jax.Array:
+    """SparseAdd, whose backward rule is SparseAddGrad."""
+    return _sum.add_values(union, values, kinds.of_sum)
 
 
-def _sparse_add_fwd(
-    form: Form, space: Space, operands: Arrays, values: Arrays, limit: Limit | None
-) -> tuple[Total, UnionTree]:
+def _sparse_add_fwd(kinds: _Kinds, union: Union, values: Arrays) -> tuple[jax.Array, Union]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
-    indices, union, total = _union.unite_and_add(form, space, operands, values, limit, tree=True)
-    return Total(indices, total, union.nnz), union
+    return _sum.add_values(union, values, kinds.of_sum), union
 
 
-def _sparse_add_bwd(_form: Form, union: UnionTree, cotangent: Total) -> tuple[None, None, Arrays | None, None]:
-    if cotangent.values.dtype == jax.dtypes.float0:  # integer values
-        return None, None, None, None
-    return None, None, pick_values(union, cotangent.values), None
+def _sparse_add_bwd(kinds: _Kinds, union: Union, cotangent: jax.Array) -> tuple[None, tuple[jax.Array | None, ...]]:
+    """SparseAddGrad: each entry receives the cotangent of its slot.
+
+    `sparse_add_grad` finds the slots of entries by a search for their keys among those of the sum. These are the same
+    slots, which the forward pass has found.
+    """
+    if cotangent.dtype == jax.dtypes.float0:  # integer values
+        return None, (None,) * len(union.slots)
+    picked = pick(union.nnz, union.slots, cotangent, kinds.of_values)
+    differentiable = (jnp.issubdtype(dtype, np.inexact) for dtype in kinds.of_values)
+    return None, tuple(each if real else None for each, real in zip(picked, differentiable, strict=True))
 
 
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)
-
-
-def _add_united(union: UnionTree, values: Arrays) -> jax.Array:
-    return _sparse_add_united(*vary_alike((union, values)))
-
-
-@jax.custom_vjp
-def _sparse_add_united(union: UnionTree, values: Arrays) -> jax.Array:
-    """The same for patterns that were united before, because indices are concrete."""
-    return add_values(union, values)
-
-
-def _sparse_add_united_fwd(union: UnionTree, values: Arrays) -> tuple[jax.Array, UnionTree]:
-    return add_values(union, values), union
-
-
-def _sparse_add_united_bwd(union: UnionTree, cotangent: jax.Array) -> tuple[None, Arrays | None]:
-    return None, None if cotangent.dtype == jax.dtypes.float0 else pick_values(union, cotangent)
-
-
-_sparse_add_united.defvjp(_sparse_add_united_fwd, _sparse_add_united_bwd)
-
-
-_DERIVATIVE = Derivative(_unite_and_add, _add_united)

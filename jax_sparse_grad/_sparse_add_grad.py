@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from jax_sparse_grad import _engine, _validation
+from jax_sparse_grad import _sum, _validation
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._types import ArrayInput, Shape
 
@@ -69,4 +69,4 @@ def sparse_add_grad(
     sizes = None if shape is None else _validation.as_shape("shape", shape)
     if sizes is not None:
         _validation.check_shape_fits("shape", sizes, names[0], rows[0])
-    return SparseAddGradOutput(*_engine.gather_gradients(names, sizes, rows, cotangent))
+    return SparseAddGradOutput(*_sum.gather_gradients(names, sizes, rows, cotangent))

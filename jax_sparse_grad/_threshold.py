@@ -1,42 +1,97 @@
-"""The threshold of TensorFlow's `SparseAdd`: which slots of a sum it drops."""
+"""The threshold of TensorFlow's `SparseAdd`: which entries of a sum it drops."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jax_sparse_grad._numeric import add_values
-from jax_sparse_grad._primitives import NONE
-from jax_sparse_grad._tree import UnionTree
-from jax_sparse_grad._types import Limit
-
-
-def is_kept(union: UnionTree, values: tuple[jax.Array, ...], thresh: Limit) -> jax.Array:
-    """Which slots do not hold an entry of both operands whose sum is less than `thresh` in magnitude, `[nse]` bool."""
-    total = add_values(union, values, in_passing=True)
-    a, b = union.placements
-    shared = (a.sources != NONE) & (b.sources != NONE)
-    dense_axes = tuple(range(1, total.ndim))
-    return ~(shared & jnp.all(_is_below(total, thresh), axis=dense_axes))
+from jax_sparse_grad import _values
+from jax_sparse_grad._keys import NONE
+from jax_sparse_grad._platforms import Methods
+from jax_sparse_grad._types import Arrays, Threshold
+from jax_sparse_grad._union import Union
 
 
-def _is_below(total: jax.Array, thresh: Limit) -> jax.Array:
+class _Sum(NamedTuple):
+    shape: tuple[int, ...]
+    nse: int
+    dtype: np.dtype
+
+
+def drop_below(
+    union: Union, values: Arrays, thresh: Threshold, *, shape: tuple[int, ...], nse: int, dtype: np.dtype
+) -> Union:
+    """The union of two operands, with room for all entries, without those that both hold and whose sum is below.
+
+    In `nse` rows. Which entries are dropped has no derivative.
+    """
+    values = jax.lax.stop_gradient(values)
+    indices, nnz, *slots = _drop(_Sum(shape, nse, dtype), union.indices, union.nnz, *union.slots, *values, thresh)
+    return Union(indices, tuple(slots), nnz)
+
+
+def _drop_by_numpy(static: _Sum, *arrays: Any) -> list[Any]:
+    batch = np.broadcast_shapes(*(each.shape[: arrays[1].ndim] for each in arrays))
+    whole = [np.broadcast_to(each, (*batch, *each.shape[arrays[1].ndim :])) for each in arrays]
+    results = [_drop_from(np, static, *(each[k] for each in whole)) for k in np.ndindex(batch)]
+    return [np.stack(each).reshape((*batch, *each[0].shape)) for each in zip(*results, strict=True)]
+
+
+def _drop_by_xla(static: _Sum, *arrays: jax.Array) -> list[jax.Array]:
+    return _drop_from(jnp, static, *arrays)
+
+
+def _drop_from(xp: Any, static: _Sum, indices: Any, nnz: Any, a: Any, b: Any, x: Any, y: Any, thresh: Any) -> list[Any]:
+    room = indices.shape[0]
+    total = xp.asarray(_values.place(room, nnz, (a, b), (x, y), dtype=static.dtype))
+    shared = _holds(xp, room, a) & _holds(xp, room, b)
+    below = _is_below(xp, total, thresh).all(axis=tuple(range(1, total.ndim)))
+    kept = (xp.arange(room, dtype=np.int32) < nnz) & ~(shared & below)
+    number = xp.where(kept, xp.cumsum(kept, dtype=np.int32) - np.int32(1), NONE)
+    numbers = xp.append(number, NONE)  # of what has no slot, too
+    slots = [numbers[xp.minimum(slot, np.int32(room))] for slot in (a, b)]
+    rows = xp.broadcast_to(np.asarray(static.shape, indices.dtype), (static.nse, indices.shape[1]))
+    return [_scatter(xp, rows, number, indices), xp.sum(kept, dtype=np.int32), *slots]
+
+
+def _holds(xp: Any, room: int, slots: Any) -> Any:
+    """Whether an operand has an entry in each slot."""
+    return _scatter(xp, xp.zeros(room, bool), slots, xp.ones(slots.shape, bool))
+
+
+def _scatter(xp: Any, array: Any, index: Any, rows: Any) -> Any:
+    """The array with rows at an index, and without those that are out of bounds."""
+    if xp is jnp:
+        return array.at[index].set(rows, mode="drop", wrap_negative_indices=False)
+    array, inside = np.array(array), index < len(array)
+    array[index[inside]] = rows[inside]
+    return array
+
+
+def _is_below(xp: Any, total: Any, thresh: Any) -> Any:
     """`abs(total) < thresh`; false for NaN."""
     if jnp.issubdtype(total.dtype, jnp.inexact):
-        magnitude = jnp.abs(total)
+        magnitude = xp.abs(total)
         return magnitude < thresh.astype(magnitude.dtype)
     if jnp.iinfo(total.dtype).bits < 8:  # XLA has no abs() for these
-        total = total.astype(jnp.int8 if jnp.issubdtype(total.dtype, jnp.signedinteger) else jnp.uint8)
+        total = total.astype(np.int8 if jnp.issubdtype(total.dtype, jnp.signedinteger) else np.uint8)
     # abs() of the least integer overflows, but is right when read as unsigned.
-    unsigned = jnp.dtype(f"uint{8 * total.dtype.itemsize}")
-    magnitude = jnp.abs(total).astype(unsigned)
+    unsigned = np.dtype(f"uint{8 * total.dtype.itemsize}")
+    magnitude = xp.abs(total).astype(unsigned)
     # Whole numbers are less than `thresh` if they are at most `last`; a `thresh` beyond the dtype is above them all.
-    largest = jnp.iinfo(unsigned).max
+    largest = np.iinfo(unsigned).max
     if jnp.issubdtype(thresh.dtype, jnp.integer):
         reachable = thresh.dtype.type(min(largest, jnp.iinfo(thresh.dtype).max))
-        last = jnp.minimum(thresh - 1, reachable).astype(unsigned)
+        last = xp.minimum(thresh - thresh.dtype.type(1), reachable).astype(unsigned)
     else:
-        whole = jnp.ceil(thresh)
+        whole = xp.ceil(thresh)
         beyond = whole >= 2.0 ** (8 * unsigned.itemsize)
-        last = jnp.where(beyond, unsigned.type(largest), whole.astype(unsigned) - unsigned.type(1))
-    return jnp.logical_and(thresh > 0, magnitude <= last)
+        within = xp.where(beyond, xp.zeros_like(whole), whole).astype(unsigned)
+        last = xp.where(beyond, unsigned.type(largest), within - unsigned.type(1))
+    return (thresh > 0) & (magnitude <= last)
+
+
+_drop = Methods(_drop_by_numpy, _drop_by_xla, _drop_by_xla, _drop_by_xla)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsIndex
 
@@ -14,21 +13,8 @@ from jax.typing import ArrayLike
 
 Arrays = tuple[jax.Array, ...]
 
-Limit = jax.Array | np.ndarray[Any, Any]
-"""A threshold without dimensions. What the user gave as a number stays with numpy: no device is asked for it."""
-
-
-class Order(enum.Enum):
-    """What is known about the order of operands."""
-
-    CANONICAL = enum.auto()  # all are sorted and unique, with padding only at the end: found out, or promised
-    ANY = enum.auto()  # some are not, and must be sorted
-    UNKNOWN = enum.auto()  # to be found out at run time
-
-    @staticmethod
-    def promised(assume_canonical: bool) -> Order:
-        """What the caller says."""
-        return Order.CANONICAL if assume_canonical else Order.UNKNOWN
+Threshold = jax.Array | np.ndarray[Any, Any]
+"""A scalar. What the user gave as a number stays with numpy: no device is asked for it."""
 
 
 class Spec(NamedTuple):
@@ -37,30 +23,15 @@ class Spec(NamedTuple):
     names: of the operands' indices, for messages.
     shape: the sparse shape.
     nse: the number of elements to store; None for as many as are needed.
-    order: CANONICAL if that was promised, else UNKNOWN.
+    canonical: whether the caller promises that all operands are sorted and unique, with padding only at the end.
     strict: whether a row beyond the shape is an error unless it is marked as padding. In containers it is padding.
-    apart: whether it matters which operand an entry belongs to.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
-    nse: int | None
-    order: Order
+    nse: int | None = None
+    canonical: bool = False
     strict: bool = True
-    apart: bool = False
-
-
-class Form(NamedTuple):
-    """That part of a `Spec` for which programs are compiled. Not the shape: one program serves all.
-
-    nse: the number of elements to store.
-    order: of the operands.
-    joined: the sizes of operands that are one list.
-    """
-
-    nse: int
-    order: Order
-    joined: tuple[int, ...] | None = None
 
 
 class SupportsJaxArray(Protocol):

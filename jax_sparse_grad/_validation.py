@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jax_sparse_grad._eager import evaluate_if_concrete, is_concrete, own_transfers, read
-from jax_sparse_grad._types import Limit
+from jax_sparse_grad._concrete import cast, evaluate_if_concrete, is_concrete, own_transfers, read
+from jax_sparse_grad._types import Threshold
 
 MOST_ENTRIES = 2**31 - 1
 """Entries are counted and placed in int32."""
@@ -344,26 +344,31 @@ def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: i
     for name, array in zip(names[1:], arrays[1:], strict=True):
         shape, first = array.shape[-2:], arrays[0].shape[-2:]
         if shape[1] != first[1]:
-            hint = _TRANSPOSED if shape[0] == first[0] else _ONE_TRANSPOSED if shape == first[::-1] else ""
+            pair = [(name, shape), (names[0], first)]
+            hint = _TRANSPOSED if shape[0] == first[0] else ""
+            (wide, own), (_, other) = sorted(pair, key=lambda each: -each[1][1])
+            if not hint and own[0] == other[1]:  # only one of them is [ndims, nnz]
+                pair.sort(key=lambda each: -each[1][1])
+                hint = f"; if it is [ndims, nnz], pass its transpose, `{wide}.T`"
+            (this, own), (that, other) = pair
             raise ValueError(
-                f"`{name}` must have as many columns (ndims) as `{names[0]}`; got {shape[1]} and {first[1]}{hint}"
+                f"`{this}` must have as many columns (ndims) as `{that}`; got {own[1]} and {other[1]}{hint}"
             )
     check_devices(names, arrays)
     total = sum(array.shape[-2] for array in arrays) // shards
     if total > MOST_ENTRIES:
         where = " on each device" if shards > 1 else ""
         raise ValueError(f"`{'`, `'.join(names)}` must have at most {MOST_ENTRIES} rows together{where}, got {total}")
-    dtype = _common_dtype(names, arrays, "integer dtype")
+    dtype = common_dtype(names, arrays, "integer dtype")
     if not jnp.issubdtype(dtype, jnp.integer):
         raise _no_common_dtype(names, arrays, "integer dtype")
     return tuple(cast(array, dtype) for array in arrays)
 
 
-_ONE_TRANSPOSED = "; if one of these is [ndims, nnz], pass its transpose (`.T`)"
 _TRANSPOSED = "; if these are [ndims, nnz], pass their transposes (`.T`)"
 
 
-def _common_dtype(names: Sequence[str], arrays: Sequence[jax.Array], kind: str) -> np.dtype:
+def common_dtype(names: Sequence[str], arrays: Sequence[Any], kind: str = "dtype") -> np.dtype:
     """The dtype to which arrays promote as in `jnp`, under the promotion rules that are set."""
     try:
         return np.dtype(jnp.result_type(*arrays))
@@ -372,7 +377,7 @@ def _common_dtype(names: Sequence[str], arrays: Sequence[jax.Array], kind: str) 
 
 
 def _no_common_dtype(names: Sequence[str], arrays: Sequence[jax.Array], kind: str) -> TypeError:
-    dtypes = ", ".join(str(array.dtype) for array in arrays)
+    dtypes = ", ".join(str(getattr(array, "dtype", type(array).__name__)) for array in arrays)
     return TypeError(f"`{'`, `'.join(names)}` must have a common {kind}, got {dtypes}; cast one of them")
 
 
@@ -405,7 +410,10 @@ def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Check that indices of the dtype can express all positions in a shape, and padding."""
     largest = int(jnp.iinfo(_canonical(dtype)).max)
     if any(size > largest for size in shape):
-        remedy = "cast the indices to a wider dtype" if largest < 2**31 - 1 else "set `jax_enable_x64` and use int64"
+        remedy = "set `jax_enable_x64` and use int64"
+        if max(shape) < 2**32:
+            wider = "uint32" if largest >= 2**31 - 1 else "a wider dtype"
+            remedy = f"cast the indices to {wider}"
         raise ValueError(
             f"`{name}` must not exceed {largest}, the largest index of {dtype}, in any dimension "
             f"(padding is marked by index == shape); got {shape}; {remedy}"
@@ -456,7 +464,7 @@ def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
 def as_common_values(
     names: Sequence[str], values: Sequence[Any], index_names: Sequence[str], nnz: Sequence[int]
 ) -> tuple[jax.Array, ...]:
-    """Values `[nnz_k, *dense]` of several operands with equal dense dimensions, promoted to one dtype as `jnp` does."""
+    """Values `[nnz_k, *dense]` of several operands with equal dense dimensions, each of its own dtype."""
     arrays = [as_values(*each) for each in zip(names, values, nnz, index_names, strict=True)]
     for name, array in zip(names[1:], arrays[1:], strict=True):
         if array.shape[1:] != arrays[0].shape[1:]:
@@ -465,11 +473,13 @@ def as_common_values(
                 f"got {array.shape[1:]} and {arrays[0].shape[1:]}"
             )
     check_devices(names, arrays)
-    return promote_values(arrays, names)
+    return tuple(arrays)
 
 
-def as_plan_values(values: Sequence[Any], nnz: Sequence[int], indices: str = "") -> tuple[jax.Array, ...]:
-    """The values that a plan is called with, for operands of these numbers of entries.
+def as_plan_values(
+    values: Sequence[Any], nnz: Sequence[int], indices: str = ""
+) -> tuple[tuple[jax.Array, ...], np.dtype]:
+    """The values that a plan is called with, for operands of these numbers of entries, and the dtype of their sum.
 
     `indices` is what the rows of an operand are called after it, for messages.
     """
@@ -481,24 +491,11 @@ def as_plan_values(values: Sequence[Any], nnz: Sequence[int], indices: str = "")
         )
     operands = range(len(nnz))
     names, index_names = ([f"{each}[{k}]" for k in operands] for each in ("values", "operands"))
-    return as_common_values(names, values, [name + indices for name in index_names], nnz)
+    arrays = as_common_values(names, values, [name + indices for name in index_names], nnz)
+    return arrays, common_dtype(("values",), arrays)
 
 
-def promote_values(values: Sequence[jax.Array], names: Sequence[str] = ("values",)) -> tuple[jax.Array, ...]:
-    """Values promoted to one dtype as `jnp` does."""
-    dtype = _common_dtype(names, values, "dtype")
-    return tuple(cast(array, dtype) for array in values)
-
-
-def cast(array: jax.Array, dtype: Any) -> jax.Array:
-    """The array in another dtype. If it was concrete, it stays so inside `jit`. No call where nothing changes."""
-    if array.dtype == dtype:
-        return array
-    with evaluate_if_concrete(array):
-        return array.astype(dtype)
-
-
-def as_limit(thresh: Any) -> Limit | None:
+def as_threshold(thresh: Any) -> Threshold | None:
     """A threshold; None if it is known to drop nothing, because no magnitude is less than 0.
 
     It is exact for every number that a supported dtype can reach, and infinite above all of these.
@@ -517,8 +514,8 @@ def as_limit(thresh: Any) -> Limit | None:
         # float32 lacks some of the whole numbers that 32-bit integers have.
         whole = jnp.issubdtype(host.dtype, jnp.integer) or (2**24 < float(host) < 2**32 and float(host).is_integer())
         exact = int(host) if whole else host
-    limit = _nearest(exact)
-    return limit if limit > 0 else None
+    threshold = _nearest(exact)
+    return threshold if threshold > 0 else None
 
 
 def _read_thresh(thresh: Any) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Strict settings for every test: rank promotion raises, warnings are errors (pyproject.toml), eight CPU devices."""
 
-import contextlib
 import gc
 import importlib.metadata
 import itertools
@@ -35,8 +34,6 @@ import jax
 import numpy as np
 import pytest
 
-from jax_sparse_grad import _tree
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Python's collector would go through all that JAX keeps again and again.
 gc.freeze()
@@ -45,44 +42,6 @@ gc.set_threshold(20_000, 20, 20)
 # Compilation makes the first run of a property slow; the draw itself must not vary from one machine to the next.
 hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("jax")
-
-
-_sorted_below = jax.make_user_context(_tree.SORTED_BELOW)  # by which `jit` tells apart what it has traced
-
-
-@contextlib.contextmanager
-def sorting_below(length):
-    """Operands shorter than a length are sorted together, longer ones are merged."""
-    before, _tree.SORTED_BELOW = _tree.SORTED_BELOW, length
-    try:
-        with _sorted_below(length):
-            yield
-    finally:
-        _tree.SORTED_BELOW = before
-
-
-@pytest.fixture(scope="module")
-def merges():
-    """Short operands are merged, as long ones are: else those of tests would all be sorted together."""
-    with sorting_below(0):
-        yield
-
-
-LENGTHS = {"merged": 0, "sorted": _tree.SORTED_BELOW}
-
-
-def _unite_short_operands(request):
-    with sorting_below(LENGTHS[request.param]):
-        yield
-
-
-# How short operands are united: as long ones are, or as they are for users.
-method = pytest.fixture(params=LENGTHS, name="method")(_unite_short_operands)
-
-# Likewise, where `jit` makes them large programs: the merges take three to five times as long to compile.
-either_method = pytest.fixture(params=[pytest.param("merged", marks=pytest.mark.slow), "sorted"], name="either_method")(
-    _unite_short_operands
-)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
-from unittest import mock
 
 from absent_devices import absent_devices, compile_for, count  # first: it says which devices jax looks for
 
@@ -24,10 +23,9 @@ from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jax_sparse_grad as jsg
-from jax_sparse_grad import _tree, sharded
+from jax_sparse_grad import sharded
 from jax_sparse_grad.sharded._mesh import Layout
 
-SORTED_BELOW = _tree.SORTED_BELOW
 SHAPE = (40_000, 40_000)
 MATRIX = (500, 300)
 DEVICES = 4
@@ -211,12 +209,6 @@ def values_of_int4(a, x, b, y):
 @program(pair_of(dense=(3,)))
 def hybrid_values(a, x, b, y):
     return add_in(SHAPE, a, x, b, y)
-
-
-@program(pair)
-def short_operands(a, x, b, y):
-    with mock.patch.object(_tree, "SORTED_BELOW", SORTED_BELOW):
-        return add_in(SHAPE, a, x, b, y)
 
 
 @program(lambda device, n: (ints(0, 2), floats(0), ints(1, 2), floats(1)))
@@ -404,7 +396,6 @@ def figures(device, name, entries):
 
 
 def main():
-    _tree.SORTED_BELOW = 0  # short operands are merged, as long ones are
     for line in sys.stdin:
         try:
             answer = figures(*json.loads(line))

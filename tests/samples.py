@@ -3,8 +3,6 @@
 import jax
 import numpy as np
 
-from jax_sparse_grad import _keys
-
 
 def random_coo(rng, shape, nnz, dtype=np.float32, *, dense=(), duplicates=0, padding=0, shuffled=False):
     """`(indices, values)`: nnz distinct entries, some of them again, some padding (with values that must not count)."""
@@ -63,11 +61,6 @@ def at_rows(table, indices, shape):
     cells = table.reshape((-1, *table.shape[len(shape) :]))
     values = cells[np.where(inside, cell_of(indices, shape), 0)]
     return np.where(inside.reshape(-1, *[1] * (values.ndim - 1)), values, 0).astype(table.dtype)
-
-
-def ravel(indices, shape):
-    """The keys of index rows of a shape."""
-    return _keys.ravel(indices, _keys.space_of(shape, indices.dtype))
 
 
 def aligned(array):

@@ -12,8 +12,6 @@ from jax.experimental import checkify
 import jax_sparse_grad as jsg
 from samples import random_coo
 
-pytestmark = pytest.mark.usefixtures("merges")
-
 SHAPE = (6, 7)
 
 

@@ -14,8 +14,6 @@ from matrices import as_bcsr
 from matrices import to_dense as dense_of
 from samples import at_rows, is_entry, random_coo, random_values, special_values, to_dense, union_indices
 
-pytestmark = pytest.mark.usefixtures("merges")
-
 SHAPE = (6, 7)
 FORM = {"shuffled": True, "duplicates": 4, "padding": 2}
 
@@ -24,8 +22,7 @@ def dense_sum(pairs, shape=SHAPE):
     return sum(to_dense(indices, values, shape) for indices, values in pairs)
 
 
-@pytest.mark.slow(but="sorted-canonical-1")
-@pytest.mark.usefixtures("method")
+@pytest.mark.slow(but="canonical-1")
 @pytest.mark.parametrize("count", [1, 2, 3, 13])
 @pytest.mark.parametrize("form", [{}, FORM], ids=["canonical", "disordered"])
 def test_values_of_any_number_of_operands_add_up(rng, count, form):
@@ -38,8 +35,7 @@ def test_values_of_any_number_of_operands_add_up(rng, count, form):
     np.testing.assert_array_equal(to_dense(plan.indices, values, SHAPE), dense_sum(pairs))
 
 
-@pytest.mark.slow(but="sorted-disordered")
-@pytest.mark.usefixtures("method")
+@pytest.mark.slow(but="disordered")
 @pytest.mark.parametrize("form", [{}, FORM], ids=["canonical", "disordered"])
 def test_gradient_of_each_operand_is_the_cotangent_at_its_entries(rng, form):
     pairs = [random_coo(rng, SHAPE, 7, **form) for _ in range(3)]
@@ -70,8 +66,6 @@ def test_hybrid_values_of_different_dtypes(rng):
     np.testing.assert_array_equal(to_dense(plan.indices, values, SHAPE), dense_sum([(a, x), (b, y)]))
 
 
-@pytest.mark.slow(but="sorted")
-@pytest.mark.usefixtures("method")
 def test_stored_number_of_entries(rng):
     a, _ = random_coo(rng, SHAPE, 7, **FORM)
     b, _ = random_coo(rng, SHAPE, 7, **FORM)
@@ -134,7 +128,6 @@ def test_a_traced_sum_without_room_is_refused_for_nothing_could_be_poisoned(rng)
     assert jsg.plan_sparse_add(padding, padding, shape=SHAPE, nse=0).nnz == 0
 
 
-@pytest.mark.usefixtures("method")
 def test_overflow_poisons_derivatives(rng):
     a, x = random_coo(rng, SHAPE, 7)
     plan = jax.jit(lambda a: jsg.plan_sparse_add(a, shape=SHAPE, nse=3))(a)
@@ -178,7 +171,7 @@ def test_a_plan_is_a_pytree_of_integers(rng):
     chex.assert_trees_all_equal(jax.jit(lambda p, *v: p(*v))(plan, x, y), plan(x, y))
 
 
-def test_the_promise_of_canonical_input_leaves_no_sort_and_no_conditional(rng):
+def test_the_promise_of_canonical_input_leaves_no_conditional(rng):
     a, x = random_coo(rng, SHAPE, 7)
     b, y = random_coo(rng, SHAPE, 7)
 
@@ -186,13 +179,10 @@ def test_the_promise_of_canonical_input_leaves_no_sort_and_no_conditional(rng):
         return jsg.plan_sparse_add(a, b, shape=SHAPE, assume_canonical=promise)(x, y)
 
     texts = [jax.jit(add, static_argnums=4).lower(a, b, x, y, promise).as_text() for promise in (False, True)]
-    assert ["stablehlo.sort" in text for text in texts] == [True, False]
     assert ["stablehlo.case" in text for text in texts] == [True, False]
     chex.assert_trees_all_equal(add(a, b, x, y, True), add(a, b, x, y, False))
 
 
-@pytest.mark.usefixtures("method")
-@pytest.mark.slow(but="sorted")
 def test_a_step_with_a_plan_of_concrete_operands_has_no_conditional(rng):
     def step(plan, *values):
         return jax.value_and_grad(lambda values: (plan(*values) ** 2).sum())(values)
@@ -221,22 +211,18 @@ def test_one_jitted_step_takes_plans_of_both_kinds(rng):
         np.testing.assert_array_equal(to_dense(plan.indices, values, SHAPE), dense_sum(pairs))
 
 
-def test_a_loop_carries_plans_of_one_kind(rng):
+@pytest.mark.parametrize("promise", [False, True])
+def test_a_loop_carries_plans_whatever_made_them(rng, promise):
     pairs = [random_coo(rng, SHAPE, 8) for _ in range(4)]
     rows, values = (jnp.asarray(np.stack(each)) for each in zip(*pairs, strict=True))
     (first_rows, first_values), *_ = pairs
 
-    def loop(promise):
-        def step(plan, k):
-            following = jsg.plan_sparse_add(rows[k], first_rows, shape=SHAPE, nse=16, assume_canonical=promise)
-            return following, plan(values[k - 1], first_values)
+    def step(plan, k):
+        following = jsg.plan_sparse_add(rows[k], first_rows, shape=SHAPE, nse=16, assume_canonical=promise)
+        return following, plan(values[k - 1], first_values)
 
-        first = jsg.plan_sparse_add(first_rows, first_rows, shape=SHAPE, nse=16)
-        return jax.lax.scan(step, first, jnp.arange(1, 4))
-
-    with pytest.raises(TypeError, match="pytree structure"):
-        loop(False)
-    last, sums = loop(True)
+    first = jsg.plan_sparse_add(first_rows, first_rows, shape=SHAPE, nse=16)
+    last, sums = jax.lax.scan(step, first, jnp.arange(1, 4))
     for k in range(3):
         each = jsg.plan_sparse_add(pairs[k][0], first_rows, shape=SHAPE, nse=16)
         np.testing.assert_array_equal(np.asarray(sums)[k], each(pairs[k][1], first_values))
@@ -267,7 +253,8 @@ def test_a_plan_of_matrices_gives_their_sum_in_their_form(rng, make, jit):
     x, y = matrices(rng, make, **(FORM if make is BCOO else {}))
 
     def add(x, y):
-        return jsg.plan_sparse_add(x, y).with_data(x.data, y.data)
+        plan = jsg.plan_sparse_add(x, y)
+        return plan.with_data(plan(x.data, y.data))
 
     total = (jax.jit(add) if jit else add)(x, y)
     assert type(total) is make
@@ -282,14 +269,15 @@ def test_a_plan_of_matrices_gives_their_sum_in_their_form(rng, make, jit):
 def test_a_plan_of_both_kinds_of_matrices_gives_a_bcoo(rng):
     x, y = matrices(rng, BCSR)
     plan = jsg.plan_sparse_add(x, y.to_bcoo())
-    total = plan.with_data(x.data, y.data)
+    total = plan.with_data(plan(x.data, y.data))
     assert type(total) is BCOO
     np.testing.assert_array_equal(dense_of(total), dense_of(x) + dense_of(y))
 
 
 def test_a_plan_of_indices_gives_a_bcoo(rng):
     a, x = random_coo(rng, SHAPE, 7, **FORM)
-    total = jsg.plan_sparse_add(a, shape=SHAPE).with_data(x)
+    plan = jsg.plan_sparse_add(a, shape=SHAPE)
+    total = plan.with_data(plan(x))
     assert type(total) is BCOO
     np.testing.assert_array_equal(dense_of(total), to_dense(a, x, SHAPE))
 
@@ -393,5 +381,4 @@ def test_the_program_of_a_sum_grows_with_its_operands_by_a_few_operations_each()
         return text.as_text().count(" = ")
 
     few, many = operations(20), operations(50)
-    assert (many - few) / 30 < 40
-    assert many < operations(6)
+    assert (many - few) / 30 < 15

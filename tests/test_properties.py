@@ -12,8 +12,6 @@ import pytest
 import jax_sparse_grad as jsg
 from samples import at_rows, is_entry, to_dense, union_indices
 
-pytestmark = pytest.mark.usefixtures("merges")
-
 # A few shapes and one length, so that a few compilations serve all examples; padding makes the lengths differ.
 LENGTH = 9
 SHAPES = [(), (5,), (3, 4), (2, 1, 3), (2**31 - 1, 3), (2**20, 2**20, 2**20)]

@@ -31,8 +31,6 @@ from shards import (
     spread,
 )
 
-pytestmark = pytest.mark.usefixtures("merges")
-
 # jax 0.8 fails to transpose a concatenation under shard_map twice.
 SECOND_ORDER = pytest.mark.skipif(jax.__version_info__ < (0, 9), reason="fails within jax 0.8")
 FORM = {"shuffled": True, "duplicates": 3, "padding": 2}

@@ -13,8 +13,6 @@ from jax_sparse_grad import sharded
 from samples import at_rows
 from shards import CASES, SHAPE, canonical, check_form, collectives_in, dense_of, host, make_mesh, random_matrix, spread
 
-pytestmark = pytest.mark.usefixtures("merges")
-
 FORM = {"shuffled": True, "duplicates": 3, "padding": 2}
 
 

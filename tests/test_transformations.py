@@ -12,8 +12,6 @@ import jax_sparse_grad as jsg
 from meshes import mesh_of
 from samples import at_rows, random_coo, to_dense, union_indices
 
-pytestmark = pytest.mark.usefixtures("merges")
-
 SHAPE = (6, 7)
 FORM = {"shuffled": True, "duplicates": 3, "padding": 1}
 

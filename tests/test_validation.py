@@ -61,7 +61,14 @@ ADD_FAULTS = [
     (
         {"a_indices": np.zeros((5, 2), int), "a_values": np.ones(5), "b_indices": np.zeros((2, 5), int)},
         ValueError,
-        "got 5 and 2; if one of these is [ndims, nnz], pass its transpose (`.T`)",
+        "`b_indices` must have as many columns (ndims) as `a_indices`; got 5 and 2; if it is [ndims, nnz], pass its "
+        "transpose, `b_indices.T`",
+    ),
+    (
+        {"a_indices": np.zeros((2, 6), int), "a_values": np.ones(2), "b_indices": np.zeros((5, 2), int)},
+        ValueError,
+        "`a_indices` must have as many columns (ndims) as `b_indices`; got 6 and 2; if it is [ndims, nnz], pass its "
+        "transpose, `a_indices.T`",
     ),
     (
         {"a_indices": np.zeros((2, 5), int), "b_indices": np.zeros((2, 5), int)},
@@ -139,7 +146,7 @@ ADD_FAULTS = [
     (
         {"a_shape": (3, 2**31), "b_shape": (3, 2**31)},
         ValueError,
-        "got (3, 2147483648); set `jax_enable_x64` and use int64",
+        "got (3, 2147483648); cast the indices to uint32",
     ),
     (
         {"a_indices": np.array([[0, 1], [2, 2**40]])},

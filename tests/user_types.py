@@ -83,17 +83,18 @@ def tensorflow(indices: jax.Array, values: Host, shape: Host, thresh: jax.Array)
 
 def plan_of_coordinates(x: BCOO, y: BCOO) -> BCOO:
     plan = jsg.plan_sparse_add(x, y, nse=7)
-    return plan.with_data(x.data, plan(x.data, y.data))
+    return plan.with_data(plan(x.data, y.data))
 
 
 def plan_of_compressed(matrices: list[BCSR]) -> BCSR:
-    return jsg.plan_sparse_add(*matrices).with_data(*(x.data for x in matrices))
+    plan = jsg.plan_sparse_add(*matrices)
+    return plan.with_data(plan(*(x.data for x in matrices)))
 
 
 def plan_of_arrays(indices: jax.Array, host: Host, values: jax.Array) -> BCOO:
     plan = jsg.plan_sparse_add(indices, host, [[0, 0]], shape=(3, 3))
     slots: tuple[jax.Array, ...] = plan.slots
-    return plan.with_data(values, [1.0, 2.0], values[slots[0]])
+    return plan.with_data(plan(values, [1.0, 2.0], values[slots[0]]))
 
 
 def plan_of_mixed(x: BCOO, y: BCSR) -> BCOO | BCSR:
@@ -101,7 +102,7 @@ def plan_of_mixed(x: BCOO, y: BCSR) -> BCOO | BCSR:
 
 
 def use_plan(plan: jsg.SparseAddPlan, values: jax.Array) -> BCOO | BCSR:
-    return plan.with_data(values, values)
+    return plan.with_data(plan(values, values))
 
 
 def use_plan_of_compressed(plan: jsg.SparseAddPlan[BCSR], values: jax.Array) -> BCSR:
@@ -188,6 +189,7 @@ def refused_of_plans(x: BCOO, y: BCSR, indices: jax.Array, plan: jsg.SparseAddPl
     plan(x)  # refused
     plan(values=indices)  # refused
     plan.with_data(y)  # refused
+    plan.with_data(indices, indices)  # refused
     plan.nse = 7  # refused
     use_plan_of_compressed(plan, indices)  # refused
     use_plan_of_compressed(jsg.plan_sparse_add(x, x), indices)  # refused

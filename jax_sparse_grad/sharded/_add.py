@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_sparse_grad import _containers, _validation
 from jax_sparse_grad._add import name_operands
-from jax_sparse_grad._types import Dense, Order, SupportsJaxArray
+from jax_sparse_grad._types import Dense, SupportsJaxArray
 from jax_sparse_grad.sharded import _engine
 from jax_sparse_grad.sharded._guards import common_pattern
 from jax_sparse_grad.sharded._operand import RowSharded
@@ -138,7 +138,7 @@ def _add_sharded(
     names: Sequence[str], operands: Sequence[Any], capacity: SupportsIndex | None, assume_canonical: bool
 ) -> RowSharded | jax.Array:
     room = as_capacity(capacity)
-    order = Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
+    canonical = _validation.as_flag("assume_canonical", assume_canonical)
     named = dict(zip(names, operands, strict=True))
     sparse = {name: x for name, x in named.items() if isinstance(x, RowSharded)}
     arrays = {name: _as_array(name, x, next(iter(sparse), None)) for name, x in named.items() if name not in sparse}
@@ -147,13 +147,13 @@ def _add_sharded(
     _containers.common_shape(names, [sparse.get(name, arrays.get(name)) for name in names])
     layout, starts, indices = common_pattern(sparse, alike=not arrays)
     data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
-    promoted = _validation.promote_values([*data, *arrays.values()])
-    values, dense = promoted[: len(data)], promoted[len(data) :]
+    values, dense = tuple(data), tuple(arrays.values())
+    dtype = _validation.common_dtype(("values",), [*values, *dense])
     if dense:
         if room is not None:
             raise ValueError(f"`capacity` must not be given if an operand is dense: the sum is dense too; got {room}")
-        return _engine.add_to_dense(layout, sum(dense[1:], dense[0]), indices, values)
-    total = _engine.add(layout, room, order, starts, indices, values)
+        return _engine.add_to_dense(layout, dense, indices, values, dtype)
+    total = _engine.add(layout, room, canonical, starts, indices, values, dtype)
     return RowSharded(total.values, total.indices, starts[0], total.nnz, layout, total.values.shape[1:])
 
 

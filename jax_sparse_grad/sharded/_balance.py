@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad import _keys, _validation
-from jax_sparse_grad._eager import call_concretely, is_concrete, read
-from jax_sparse_grad._primitives import at
+from jax_sparse_grad._batching import at
+from jax_sparse_grad._concrete import call_concretely, is_concrete, read
 from jax_sparse_grad._types import HostMatrix
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded

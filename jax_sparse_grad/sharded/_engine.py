@@ -1,4 +1,4 @@
-"""The dispatch of sharded sums, as `jax_sparse_grad._engine` is that of sums on one device.
+"""The dispatch of sharded sums, as `jax_sparse_grad._sum` is that of sums on one device.
 
 Concrete operands are given as much room as the fullest shard needs; traced ones, room for all entries. No device waits
 for another but to agree on that.
@@ -11,129 +11,96 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jax_sparse_grad import _numeric
-from jax_sparse_grad._eager import call_concretely, is_concrete
-from jax_sparse_grad._engine import Total, form_of, unite, unite_and_add
-from jax_sparse_grad._keys import space_of
-from jax_sparse_grad._numeric import add_values, poison_unless
-from jax_sparse_grad._tree import UnionTree, placements_of, settle, truncate
-from jax_sparse_grad._types import Arrays, Order
-from jax_sparse_grad.sharded._guards import (
-    all_in_all_shards,
-    check_sum_fits,
-    exact_capacity,
-    is_sound,
-    most_in_shard,
-)
+from jax_sparse_grad import _union, _values
+from jax_sparse_grad._batching import vary_alike
+from jax_sparse_grad._concrete import call_concretely, is_concrete
+from jax_sparse_grad._types import Arrays
+from jax_sparse_grad._union import Union
+from jax_sparse_grad.sharded._guards import check_sum_fits, exact_capacity, is_sound, most_in_shard
 from jax_sparse_grad.sharded._mesh import Layout, cut, on_shards
 
 T = TypeVar("T")
 
 
+class Total(NamedTuple):
+    """A sum: its index rows, its values, and the true numbers of entries of its shards."""
+
+    indices: jax.Array
+    values: jax.Array
+    nnz: jax.Array
+
+
 class ShardedPattern(NamedTuple):
     """A sum without values, shard by shard.
 
-    indices: `[shards * capacity, ndims]`.
-    union: where the entries of the operands went; all arrays are `[shards, ...]`.
+    union: indices `[shards * capacity, ndims]`, slots `[shards * capacity_k]`, nnz `[shards]`.
     sound: `[shards]` bool, whether the operands were partitioned alike and all rows lie in their shard.
     """
 
-    indices: jax.Array
-    union: UnionTree
+    union: Union
     sound: jax.Array
 
 
 def add(
-    layout: Layout, capacity: int | None, order: Order, row_starts: Arrays, indices: Arrays, values: Arrays
+    layout: Layout,
+    capacity: int | None,
+    canonical: bool,
+    row_starts: Arrays,
+    indices: Arrays,
+    values: Arrays,
+    dtype: np.dtype,
 ) -> Total:
     """The indices, values and true numbers of entries of a sum."""
-    bound = most_in_shard(layout, indices)
-    room = bound if capacity is None else capacity
-    if not is_concrete(indices, row_starts):
-        return _add(layout, room, order, row_starts, indices, values)
-    if not is_concrete(values):
-        pattern = plan(layout, capacity, order, row_starts, indices)
-        rows, nnz = _as_sharded(layout, (pattern.indices, pattern.union.nnz))
-        return Total(rows, add_planned(layout, pattern, values), nnz)
-
-    def add_exactly() -> Total:
-        total = _add(layout, room, order, row_starts, indices, values)
-        if capacity is not None:
-            check_sum_fits(layout, total.nnz, capacity, bound)
-            return total
-        rows, data = cut(layout, exact_capacity(layout, total.nnz), (total.indices, total.values))
-        return Total(rows, data, total.nnz)
-
-    return call_concretely(add_exactly)
+    pattern = plan(layout, capacity, canonical, row_starts, indices)
+    if is_concrete(row_starts, indices) and not is_concrete(values):
+        pattern = _as_sharded(layout, pattern)
+    return Total(pattern.union.indices, add_planned(layout, pattern, values, dtype), pattern.union.nnz)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _add(layout: Layout, capacity: int, order: Order, row_starts: Arrays, indices: Arrays, values: Arrays) -> Total:
-    def add_shard(row_starts: Arrays, operands: tuple[Arrays, Arrays]) -> Total:
-        indices, values = operands
-        form, lists = form_of(capacity, order, indices)
-        rows, total, nnz = unite_and_add(form, space_of(layout.shape, indices[0].dtype), lists, values)
-        if order is not Order.CANONICAL:
-            total = poison_unless(is_sound(layout, row_starts, indices), total)
-        return Total(rows, total, nnz[None])
-
-    return on_shards(layout, add_shard, row_starts, (indices, values))
-
-
-def plan(layout: Layout, capacity: int | None, order: Order, row_starts: Arrays, indices: Arrays) -> ShardedPattern:
+def plan(layout: Layout, capacity: int | None, canonical: bool, row_starts: Arrays, indices: Arrays) -> ShardedPattern:
     """The pattern of a sum."""
     bound = most_in_shard(layout, indices)
     room = bound if capacity is None else capacity
     if not is_concrete(row_starts, indices):
-        return _unite(layout, room, order, row_starts, indices)
+        return _find_union(layout, room, canonical, row_starts, indices)
 
     def plan_exactly() -> ShardedPattern:
-        pattern = _unite(layout, room, order, row_starts, indices)
-        # Without duplicates, a step with the plan needs no conditional.
-        flags = [placement.unique for placement in placements_of(pattern.union) if placement.unique is not None]
-        if all_in_all_shards(layout, flags):
-            pattern = pattern._replace(union=settle(pattern.union, lambda _: True))
+        pattern = _find_union(layout, room, canonical, row_starts, indices)
+        union = pattern.union
         if capacity is not None:
-            check_sum_fits(layout, pattern.union.nnz, capacity, bound)
+            check_sum_fits(layout, union.nnz, capacity, bound)
             return pattern
-        return _cut(layout, exact_capacity(layout, pattern.union.nnz), pattern)
+        rows = cut(layout, exact_capacity(layout, union.nnz), union.indices)
+        return pattern._replace(union=union._replace(indices=rows))
 
     return call_concretely(plan_exactly)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _unite(layout: Layout, capacity: int, order: Order, row_starts: Arrays, indices: Arrays) -> ShardedPattern:
-    def unite_shard(row_starts: Arrays, indices: Arrays) -> ShardedPattern:
-        form, operands = form_of(capacity, order, indices)
-        rows, union = unite(form, space_of(layout.shape, indices[0].dtype), operands)
-        sound = jnp.ones_like(union.nnz, bool)
-        if order is not Order.CANONICAL:
-            sound = is_sound(layout, row_starts, indices)
-        union, sound = jax.tree.map(lambda leaf: leaf[None], (union, sound))
-        return ShardedPattern(rows, union, sound)
+def _find_union(layout: Layout, capacity: int, canonical: bool, row_starts: Arrays, indices: Arrays) -> ShardedPattern:
+    def find(row_starts: Arrays, indices: Arrays) -> ShardedPattern:
+        union = _union.find_union(layout.shape, capacity, indices, canonical=canonical)
+        sound = vary_alike((jnp.ones((), bool), union.nnz))[0] if canonical else is_sound(layout, row_starts, indices)
+        return ShardedPattern(union._replace(nnz=union.nnz[None]), sound[None])
 
-    return on_shards(layout, unite_shard, row_starts, indices)
+    return on_shards(layout, find, row_starts, indices)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _cut(layout: Layout, capacity: int, pattern: ShardedPattern) -> ShardedPattern:
-    """The same pattern with fewer slots in each shard, which must hold all of its entries."""
-    union = jax.vmap(lambda union: truncate(union, capacity))(pattern.union)
-    return pattern._replace(indices=cut(layout, capacity, pattern.indices), union=union)
-
-
-@partial(jax.jit, static_argnums=0)
-def add_planned(layout: Layout, pattern: ShardedPattern, values: Arrays) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 3))
+def add_planned(layout: Layout, pattern: ShardedPattern, values: Arrays, dtype: np.dtype) -> jax.Array:
     """The values of a sum whose pattern is known."""
 
-    def add_shard(_: None, sharded: tuple[tuple[UnionTree, jax.Array], Arrays]) -> jax.Array:
+    def add_shard(_: None, sharded: tuple[ShardedPattern, Arrays]) -> jax.Array:
         (union, sound), values = sharded
-        union, sound = jax.tree.map(lambda leaf: leaf[0], (union, sound))
-        return poison_unless(sound, add_values(union, values))
+        nse = union.indices.shape[0]
+        # A shard that is not sound is poisoned as one that has overflowed.
+        nnz = jnp.where(sound[0], union.nnz[0], np.int32(nse + 1))
+        return _values.place(nse, nnz, union.slots, values, dtype=dtype)
 
-    return on_shards(layout, add_shard, None, ((pattern.union, pattern.sound), values))
+    return on_shards(layout, add_shard, None, (pattern, values))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -142,13 +109,14 @@ def _as_sharded(layout: Layout, tree: T) -> T:
     return on_shards(layout, lambda _, tree: tree, None, tree)
 
 
-@partial(jax.jit, static_argnums=0)
-def add_to_dense(layout: Layout, dense: jax.Array, indices: Arrays, values: Arrays) -> jax.Array:
-    """A replicated dense array with the values of sharded operands added to it."""
+@partial(jax.jit, static_argnums=(0, 4))
+def add_to_dense(layout: Layout, dense: Arrays, indices: Arrays, values: Arrays, dtype: np.dtype) -> jax.Array:
+    """The sum of replicated dense arrays and sharded operands, replicated."""
 
-    def add_shard(dense: jax.Array, operands: tuple[Arrays, Arrays]) -> jax.Array:
+    def add_shard(dense: Arrays, operands: tuple[Arrays, Arrays]) -> jax.Array:
         # Not added to `dense` itself, which all devices hold but which must count once.
-        own = _numeric.scatter_add(jnp.zeros_like(dense), *operands, layout.shape)
-        return dense + lax.psum(own, layout.axis)
+        whole = sum((each.astype(dtype) for each in dense[1:]), dense[0].astype(dtype))
+        own = _values.place_onto([jnp.zeros_like(whole)], *operands, sizes=layout.shape, dtype=dtype)
+        return whole + lax.psum(own, layout.axis)
 
     return on_shards(layout, add_shard, dense, (indices, values), replicated_result=True)

@@ -6,6 +6,7 @@ anything more with these. Whether to poison a shard is known on its own device, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from functools import partial
 
@@ -15,10 +16,9 @@ import numpy as np
 
 from jax_sparse_grad import _validation
 from jax_sparse_grad._checks import guard
-from jax_sparse_grad._eager import call_concretely, is_concrete
+from jax_sparse_grad._concrete import call_concretely, cast, is_concrete
 from jax_sparse_grad._guards import is_bad
 from jax_sparse_grad._types import Arrays
-from jax_sparse_grad._xla_cpu import all_true
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, own_range
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._validation import layout_of_all
@@ -36,7 +36,7 @@ def common_pattern(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[
     dtype = indices[0].dtype
     first_name, *_ = operands
     _validation.check_sizes_fit(f"{first_name}.shape", layout.shape, dtype)
-    row_starts = tuple(_validation.cast(x.row_starts, dtype) for x in operands.values())
+    row_starts = tuple(cast(x.row_starts, dtype) for x in operands.values())
 
     def check() -> None:
         for name, starts, rows in zip(operands, row_starts, indices, strict=True):
@@ -116,16 +116,6 @@ def _fullest(layout: Layout, nnz: jax.Array) -> tuple[jax.Array, jax.Array]:
     return on_shards(layout, fullest, None, nnz, replicated_result=True)
 
 
-@partial(jax.jit, static_argnums=0)
-def all_in_all_shards(layout: Layout, flags: list[jax.Array]) -> jax.Array:
-    """Whether all flags `[shards]` are true."""
-
-    def ask(_: None, flags: list[jax.Array]) -> jax.Array:
-        return jnp.all(from_all_shards(layout, jnp.all(jnp.stack(flags))) > 0)
-
-    return jnp.array(True) if not flags else on_shards(layout, ask, None, flags, replicated_result=True)
-
-
 def most_in_shard(layout: Layout, indices: Arrays) -> int:
     """The most entries that a shard of a sum can have."""
     return sum(rows.shape[0] for rows in indices) // layout.shards
@@ -134,12 +124,9 @@ def most_in_shard(layout: Layout, indices: Arrays) -> int:
 def is_sound(layout: Layout, row_starts: Arrays, indices: Arrays) -> jax.Array:
     """Whether all operands are partitioned alike, and this shard holds only rows of its range."""
     low, high = own_range(layout, row_starts[0])
-    sound = all_true(jnp.ones_like(indices[0], bool, shape=(1,)))  # varies over the mesh as the rest does
-    for starts in row_starts[1:]:
-        sound &= jnp.all(starts == row_starts[0])
-    for rows in indices:
-        sound &= all_true(~_is_elsewhere(rows, low, high, layout.shape[0]))
-    return sound
+    elsewhere = [jnp.any(_is_elsewhere(rows, low, high, layout.shape[0])) for rows in indices]
+    different = [jnp.any(starts != row_starts[0]) for starts in row_starts[1:]]
+    return ~functools.reduce(jnp.logical_or, [*elsewhere, *different])
 
 
 def _is_elsewhere(rows: jax.Array, low: jax.Array, high: jax.Array, n_rows: int) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_sparse_grad import _containers, _validation
-from jax_sparse_grad._eager import read
+from jax_sparse_grad._concrete import read
 from jax_sparse_grad._types import HostMatrix, RowStarts, Shape
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._guards import check_capacity

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
-from jax_sparse_grad._primitives import at
+from jax_sparse_grad._batching import at
 
 R = TypeVar("R")
 S = TypeVar("S")

@@ -9,8 +9,8 @@ from typing import SupportsIndex
 import jax
 
 from jax_sparse_grad import _validation
-from jax_sparse_grad._tree import UnionTree, entry_counts
-from jax_sparse_grad._types import ArrayInput, Order
+from jax_sparse_grad._types import ArrayInput
+from jax_sparse_grad._union import Union
 from jax_sparse_grad.sharded import _engine
 from jax_sparse_grad.sharded._engine import ShardedPattern
 from jax_sparse_grad.sharded._guards import common_pattern
@@ -22,7 +22,7 @@ from jax_sparse_grad.sharded._validation import as_capacity
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["indices", "row_starts", "union", "sound"],
+    data_fields=["union", "row_starts", "sound"],
     meta_fields=["layout"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -33,19 +33,23 @@ class ShardedPlan(OnMesh):
     Pickled and exported as a `RowSharded` is.
 
     Attributes:
-      indices: `[shards * capacity, ndims]`; each shard lexicographically sorted and unique, padding last.
+      union: the indices of the sum, `[shards * capacity, ndims]`, each shard sorted and unique, padding last; where the
+        entries of the operands went, `[shards * capacity_k]`, counted within each shard; the true numbers of entries.
       row_starts: `[shards + 1]`, replicated.
-      union: where the entries of the operands went, for each shard: all arrays are `[shards, ...]`.
       sound: `[shards]` bool, whether the operands were partitioned alike and all rows lie in their shard. If not, sums
         of the shard are poisoned.
       layout: the sparse shape, the mesh, and its axis, or tuple of axes, that rows are spread over (static).
     """
 
-    indices: jax.Array
+    union: Union
     row_starts: jax.Array
-    union: UnionTree
     sound: jax.Array
     layout: Layout
+
+    @property
+    def indices(self) -> jax.Array:
+        """`[shards * capacity, ndims]`; each shard lexicographically sorted and unique, padding last."""
+        return self.union.indices
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,9 +104,9 @@ class ShardedPlan(OnMesh):
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
         for k, array in enumerate(values):
             refuse_unsharded(f"values[{k}]", array)
-        nnz = [size * self.layout.shards for group in entry_counts(self.union) for size in group]
-        pattern = ShardedPattern(self.indices, self.union, self.sound)
-        return _engine.add_planned(self.layout, pattern, _validation.as_plan_values(values, nnz, ".indices"))
+        nnz = [slots.shape[0] for slots in self.union.slots]
+        arrays, dtype = _validation.as_plan_values(values, nnz, ".indices")
+        return _engine.add_planned(self.layout, ShardedPattern(self.union, self.sound), arrays, dtype)
 
     def with_data(self, data: ArrayInput) -> RowSharded:
         """The sum with the values `data` `[shards * capacity, *dense]`, which `plan(*values)` returns.
@@ -171,8 +175,8 @@ def plan_sparse_add(
                 "`partition` makes one from a matrix; pass several one by one, not in a list"
             )
     room = as_capacity(capacity)
-    order = Order.promised(_validation.as_flag("assume_canonical", assume_canonical))
+    canonical = _validation.as_flag("assume_canonical", assume_canonical)
     named = {f"operands[{k}]": x for k, x in enumerate(operands)}
     layout, starts, indices = common_pattern(named, alike=True)
-    pattern = _engine.plan(layout, room, order, starts, indices)
-    return ShardedPlan(pattern.indices, starts[0], pattern.union, pattern.sound, layout)
+    pattern = _engine.plan(layout, room, canonical, starts, indices)
+    return ShardedPlan(pattern.union, starts[0], pattern.sound, layout)

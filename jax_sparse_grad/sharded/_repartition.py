@@ -1,17 +1,18 @@
 """Entries move from shard to shard: one all-to-all, as seen from one of the devices.
 
     entries       of this shard, in any order
-       | _depart      those that leave go into a block of slots for each shard, those that stay do not
+       |              those that leave go into a block of slots for each shard, those that stay do not
     blocks  <-- all_to_all -->  blocks of all other shards
-       | _arrive      what came, block after block, with what stayed in its place among the blocks
+       |              what came, block after block, with what stayed in its place among the blocks
     entries       of the new shard; sorted if they were, because lower shards held lower rows
 
-Every arrow is a `Placement`, so that values go both ways by gathers: the backward pass is the same exchange, reversed.
+Values are placed at slots, as in a sum, so the backward pass is the same exchange, reversed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, SupportsIndex
 
@@ -20,14 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_sparse_grad import _keys, _validation
-from jax_sparse_grad._eager import bucket, call_concretely, is_concrete
-from jax_sparse_grad._engine import Total
-from jax_sparse_grad._numeric import add_values
-from jax_sparse_grad._primitives import NONE, at, gather, scatter
-from jax_sparse_grad._tree import Placement, UnionTree, pick_rows
+from jax_sparse_grad import _keys, _validation, _values
+from jax_sparse_grad._batching import at
+from jax_sparse_grad._concrete import call_concretely, is_concrete
+from jax_sparse_grad._keys import NONE
 from jax_sparse_grad._types import RowStarts
 from jax_sparse_grad.sharded._balance import as_row_starts, balanced_row_starts
+from jax_sparse_grad.sharded._engine import Total
 from jax_sparse_grad.sharded._guards import check_capacity, check_rows
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, replicate
 from jax_sparse_grad.sharded._operand import RowSharded
@@ -99,7 +99,8 @@ def repartition(
         flows = call_concretely(lambda: _checked_flows(layout, starts, indices))
         room = max(1, int(flows.sum(axis=0).max())) if room is None else room
         check_capacity(room, flows.sum(axis=0))
-        block = bucket(int((flows - np.diag(flows.diagonal())).max()))  # rounded up, or each flow would be compiled for
+        largest = int((flows - np.diag(flows.diagonal())).max())
+        block = 1 << max(largest - 1, 0).bit_length()  # rounded up, or each flow would be compiled for
     else:
         room = x.capacity if room is None else room
         block = x.capacity
@@ -158,92 +159,49 @@ def destinations(row_starts: jax.Array, indices: jax.Array, shape: tuple[int, ..
 
 def exchange(route: Route, row_starts: jax.Array, indices: jax.Array, values: jax.Array) -> Total:
     """The index rows and values, from all shards, that lie in this shard's range of rows, and their true number."""
-    axis, shape = route.layout.axis, route.layout.shape
+    (shape, _, axis), shards, block = route.layout, route.layout.shards, route.block
     own = lax.axis_index(axis)
-    departure = _depart(route, own, destinations(row_starts, indices, shape))
 
-    def send(blocks: jax.Array) -> jax.Array:
-        return lax.all_to_all(blocks, axis, split_axis=0, concat_axis=0, tiled=True)
+    # 1. Each entry that leaves goes into the block for its destination, behind those before it.
+    destination = destinations(row_starts, indices, shape)
+    before = _count_before(destination, shards)
+    leaves = (destination != own) & (destination < shards) & (before < block)
+    to_block = jnp.where(leaves, destination * block + before, NONE)
+    size = shards * block
+    rows = _scatter_rows(size, [to_block], [indices], shape)
+    blocks = _values.place(size, jnp.full_like(own, size), [to_block], [values], dtype=values.dtype)
+    rows, blocks = (lax.all_to_all(each, axis, split_axis=0, concat_axis=0, tiled=True) for each in (rows, blocks))
 
-    leaving = departure.placement
-    received = send(pick_rows([indices], [leaving.sources], shape))
-    received_values = send(add_values(UnionTree(departure.leaving, (None,), (leaving,)), (values,)))
-    union = _arrive(route, own, departure, received)
-    sources = [placement.sources for placement in union.placements]
-    moved = pick_rows([received, indices], sources, shape)
-    return Total(moved, add_values(union, (received_values, values)), union.nnz)
-
-
-class _Departure(NamedTuple):
-    """Where entries go: `placement` puts those that leave into the slots of the blocks.
-
-    order: `[n]`, the entries sorted by shard. Those that stay are `staying` entries from `first_staying` on.
-    leaving: the number of entries that leave.
-    """
-
-    placement: Placement
-    order: jax.Array
-    first_staying: jax.Array
-    staying: jax.Array
-    leaving: jax.Array
-
-
-def _depart(route: Route, own: jax.Array, destination: jax.Array) -> _Departure:
-    """Put the entries that leave into blocks, one for each shard; `destination` is `destinations(...)`."""
-    shards, block, size = route.layout.shards, route.block, destination.shape[0]
-
-    # 1. Sort by destination. Then entries `begin[s] ... begin[s + 1] - 1` of `order` are those for shard s, and entry k
-    #    of `order` is number `within[k]` of those with its destination. Padding, for no shard, comes last.
-    (sorted_destination,), order = _keys.sort((destination.astype(jnp.uint32),))
-    to = sorted_destination.astype(jnp.int32)
-    begin = jnp.searchsorted(to, jnp.arange(shards + 1, dtype=jnp.int32)).astype(jnp.int32)
-    within = jnp.arange(size, dtype=jnp.int32) - at(begin, to)
-
-    # 2. Give each entry that leaves, and finds room, its slot in the block of its destination: `positions`.
-    leaves = (to != own) & (to < shards) & (within < block)
-    positions = scatter(size, order, jnp.where(leaves, to * block + within, NONE), fill=NONE)
-
-    # 3. The same from the side of the slots: `sources`. The block for the shard itself stays empty.
-    slot = jnp.arange(shards * block, dtype=jnp.int32)
-    shard, place = slot // block, slot % block
-    filled = (place < at(begin, shard + 1) - at(begin, shard)) & (shard != own)
-    sources = jnp.where(filled, gather(order, at(begin, shard) + place, fill=NONE), NONE)
-
-    # 4. What stays is the part of `order` for this shard.
-    staying = at(begin, own + 1) - at(begin, own)
-    return _Departure(Placement(positions, sources), order, at(begin, own), staying, begin[-1] - staying)
+    # 2. What came goes behind all that came from lower shards, and so does what stayed.
+    came = _keys.is_entry(rows, shape)
+    stays = destination == own
+    counts = jnp.sum(came.reshape(shards, block), axis=1, dtype=jnp.int32)
+    counts = jnp.where(jnp.arange(shards) == own, jnp.sum(stays, dtype=jnp.int32), counts)
+    begin = jnp.cumsum(counts) - counts
+    position = jnp.arange(size, dtype=jnp.int32)
+    slots = (
+        jnp.where(came, at(begin, position // block) + position % block, NONE),
+        jnp.where(stays, at(begin, own) + before, NONE),
+    )
+    nnz = jnp.sum(counts, dtype=jnp.int32)
+    moved = _values.place(route.capacity, nnz, slots, [blocks, values], dtype=values.dtype)
+    return Total(_scatter_rows(route.capacity, slots, [rows, indices], shape), moved, nnz)
 
 
-def _arrive(route: Route, own: jax.Array, departure: _Departure, received: jax.Array) -> UnionTree:
-    """The union of the received blocks and of the shard's own entries, in the order of the shards they come from."""
-    shards, block, size = route.layout.shards, route.block, departure.order.shape[0]
+def _count_before(numbers: jax.Array, most: int) -> jax.Array:
+    """How many equal numbers, all from 0 to `most`, stand before each."""
+    order = jnp.argsort(numbers, stable=True)
+    in_order = numbers[order]
+    begin = jnp.searchsorted(in_order, jnp.arange(most + 1, dtype=jnp.int32)).astype(jnp.int32)
+    counted = jnp.arange(numbers.shape[0], dtype=jnp.int32) - at(begin, in_order)
+    return jnp.zeros_like(numbers).at[order].set(counted, unique_indices=True)
 
-    # 1. Count what comes from each shard. Then the entries from shard s are to fill the slots from `begin[s]` on.
-    came = _keys.is_entry(received, route.layout.shape).reshape(shards, block)
-    counts = jnp.sum(came, axis=1, dtype=jnp.int32)
-    counts = jnp.where(jnp.arange(shards) == own, departure.staying, counts)
-    end = jnp.cumsum(counts)
-    begin, nnz = end - counts, end[-1]
 
-    # 2. For each slot, from which shard its entry comes, and where it stands in what that shard sent: two `sources`.
-    slot = jnp.arange(route.capacity, dtype=jnp.int32)
-    origin = jnp.searchsorted(end, slot, side="right").astype(jnp.int32)
-    place = slot - at(begin, origin)
-    stayed, filled = origin == own, slot < nnz
-    from_blocks = jnp.where(filled & ~stayed, origin * block + place, NONE)
-    own_entry = gather(departure.order, departure.first_staying + place, fill=NONE)
-    from_own = jnp.where(filled & stayed, own_entry, NONE)
-
-    # 3. For each received entry its slot: `positions` of the blocks.
-    received_slot = jnp.arange(shards * block, dtype=jnp.int32)
-    sender, sent_place = received_slot // block, received_slot % block
-    blocks_to = jnp.where(came.reshape(-1), at(begin, sender) + sent_place, NONE)
-
-    # 4. For each own entry that stayed its slot: `positions` of the shard itself, first in sorted order.
-    staying_place = jnp.arange(size, dtype=jnp.int32) - departure.first_staying
-    stays = (staying_place >= 0) & (staying_place < departure.staying)
-    sorted_to = jnp.where(stays, at(begin, own) + staying_place, NONE)
-    own_to = scatter(size, departure.order, sorted_to, fill=NONE)
-
-    placements = Placement(blocks_to, from_blocks), Placement(own_to, from_own)
-    return UnionTree(nnz, (None, None), placements)
+def _scatter_rows(
+    size: int, slots: Sequence[jax.Array], lists: Sequence[jax.Array], shape: tuple[int, ...]
+) -> jax.Array:
+    """Index rows in their slots, and padding in all others."""
+    rows = jnp.broadcast_to(np.asarray(shape, lists[0].dtype), (size, len(shape)))
+    for slot, each in zip(slots, lists, strict=True):
+        rows = rows.at[slot].set(each, mode="drop", wrap_negative_indices=False)
+    return rows

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jax_sparse_grad._eager import is_concrete, read
+from jax_sparse_grad._concrete import is_concrete, read
 from jax_sparse_grad.sharded._mesh import Axis, Layout, from_host
 
 

@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import Mesh
 
 from jax_sparse_grad import _containers, _validation
-from jax_sparse_grad._eager import is_concrete, read
+from jax_sparse_grad._concrete import is_concrete, read
 from jax_sparse_grad.sharded._mesh import Axis, Layout
 from jax_sparse_grad.sharded._operand import RowSharded
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jax_sparse_grad._core import _host
-from jax_sparse_grad._primitives import NONE
-from test_core_cpu import SHAPES, draw, reference
+from jax_sparse_grad import _host
+from jax_sparse_grad._keys import NONE
+from test_cpu import SHAPES, draw, reference
 
 
 def check(lists, shape, nse=None):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_sparse_grad._core import _cpu, _gpu, _keys, _tpu
-from test_core_cpu import SHAPES, draw, reference
+from jax_sparse_grad import _cpu, _gpu, _keys, _tpu
+from test_cpu import SHAPES, draw, reference
 
 FINDERS = {"gpu": _gpu, "tpu": _tpu}
 NSE = 60
@@ -20,7 +20,7 @@ def test_all_platforms_find_the_same_union(rng, platform, shape):
         heads, slots, count = FINDERS[platform].find_union([_keys.ravel(rows, shape) for rows in lists], NSE)
         return _keys.unravel(heads, shape, np.uint32), slots, count
 
-    for ascending in [(True, True), (False, True), (True,), (True, True, True)]:
+    for ascending in [(True, True), (False, True), (True,)]:
         for unique in (True, False):
             lists = [draw(rng, shape, 50, ascending=each, unique=unique) for each in ascending]
             expected, distinct = reference(lists, shape)
@@ -48,5 +48,6 @@ def test_operands_may_be_empty(rng, platform, sizes):
 def test_all_platforms_locate_alike(rng, platform, sizes):
     total = np.unique(draw(rng, (6, 7), sizes[0], ascending=True, unique=False), axis=0)
     rows = [draw(rng, (6, 7), sizes[1], ascending=each, unique=False) for each in (True, False)]
+    rows = [each[np.all(each < (6, 7), axis=1)] for each in rows]
     keys, *lists = (_keys.ravel(jnp.asarray(each), (6, 7)) for each in (total, *rows))
     jax.tree.map(np.testing.assert_array_equal, FINDERS[platform].locate(keys, lists), _cpu.locate(keys, lists))

@@ -28,12 +28,14 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.interpreters import ad, batching, mlir
 
-from jax_sparse_grad._core import _keys
-from jax_sparse_grad._core._platforms import Levels, move_axes, on_cpu, put_like, with_batch_axes
-from jax_sparse_grad._eager import own_transfers
-from jax_sparse_grad._primitives import vary_alike
+from jax_sparse_grad import _keys
+from jax_sparse_grad._auto_axes import on_auto_mesh
+from jax_sparse_grad._batching import vary_alike
+from jax_sparse_grad._concrete import is_concrete, on_cpu, own_transfers, put_like, read
+from jax_sparse_grad._platforms import Levels, move_axes, with_batch_axes
 
 Arrays = tuple[jax.Array, ...]
 
@@ -119,7 +121,7 @@ def place_onto(
 
 
 def pick(
-    nnz: jax.Array, slots: Sequence[jax.Array], total: jax.Array, dtypes: Sequence[np.dtype] | None = None
+    nnz: jax.Array | np.int32, slots: Sequence[jax.Array], total: jax.Array, dtypes: Sequence[np.dtype] | None = None
 ) -> Arrays:
     """What each entry's slot of `total [nse, *dense]` holds, 0 where it has none: the transpose of `place`.
 
@@ -157,24 +159,37 @@ def _place(
         for each, weight, negated in zip(values, weights, static.negated, strict=True)
     ]
     dense, terms = terms[: static.dense], terms[static.dense :]
-    total: jax.Array
     if dense:
-        total = functools.reduce(jnp.add, dense)
-    else:  # x + -0.0 is x for every x
-        total = vary_alike((jnp.full((*static.sizes, *terms[0].shape[1:]), -np.zeros((), wide)), terms[0]))[0]
+        return [_scatter_add(static.sizes, joined, functools.reduce(jnp.add, dense), slots, terms).astype(dtype)]
+
+    def finish(total: jax.Array, poison: Any) -> jax.Array:
+        """The sum with zeros in slots that are not in use, poisoned if it has overflowed."""
+        used = jnp.arange(static.sizes[0], dtype=np.int32) < nnz
+        total = jnp.where(used.reshape(-1, *[1] * (total.ndim - 1)), total, np.zeros((), total.dtype))
+        return jnp.where(static.overflows(nnz), poison.astype(total.dtype), total)
+
+    # x + -0.0 is x for every x. What is added to NaN is NaN: then the sum may start finished.
+    poison, last = _poison(dtype), joined or not jnp.issubdtype(dtype, jnp.inexact)
+    start = vary_alike((jnp.full((*static.sizes, *terms[0].shape[1:]), -np.zeros((), wide)), terms[0]))[0]
+    total = _scatter_add(static.sizes, joined, start if last else finish(start, poison), slots, terms).astype(dtype)
+    return [finish(total, poison) if last else total]
+
+
+def _scatter_add(
+    sizes: tuple[int, ...], joined: bool, total: jax.Array, slots: Sequence[jax.Array], terms: Sequence[jax.Array]
+) -> jax.Array:
+    """The array with terms added at slots; if `joined`, all at once, and parts of complex numbers alone, for a TPU."""
+    if joined and jnp.iscomplexobj(total):
+        parts = (jnp.real, jnp.imag)
+        return lax.complex(*(_scatter_add(sizes, joined, of(total), slots, list(map(of, terms))) for of in parts))
     if joined:
         slots, terms = [jnp.concatenate(slots)], [jnp.concatenate(terms)]
     for slot, term in zip(slots, terms, strict=True):
-        if static.sizes:
+        if sizes:
             total = total.at[_index(slot)].add(term, mode="drop", wrap_negative_indices=False)
         else:
-            total = total + jnp.sum(term, axis=0, dtype=wide)
-    total = total.astype(dtype)
-    if static.dense:
-        return [total]
-    used = jnp.arange(static.sizes[0], dtype=np.int32) < nnz
-    total = jnp.where(used.reshape(-1, *[1] * (total.ndim - 1)), total, np.zeros((), dtype))
-    return [jnp.where(static.overflows(nnz), _poison(dtype), total)]
+            total = total + jnp.sum(term, axis=0, dtype=total.dtype)
+    return total
 
 
 def _pick(
@@ -192,11 +207,11 @@ def _pick(
     results = []
     for k, each in enumerate(picked):
         each = _scale(each, weights[k], static.negated[k])
+        if not static.dense:
+            each = jnp.where(static.overflows(nnz), _poison(total.dtype), each)
         if k >= static.dense:
             inside = _is_inside(slots[k - static.dense], static.sizes)
             each = jnp.where(inside.reshape(-1, *dense_axes), each, zero)
-        if not static.dense:
-            each = jnp.where(static.overflows(nnz), _poison(total.dtype), each)
         results.append(_cast(each, static.dtypes[k]))
     return results
 
@@ -279,8 +294,10 @@ def _lower(joined: bool, *operands: jax.Array, static: _Sum) -> Sequence[jax.Arr
 def _execute(*operands: Any, static: _Sum) -> Sequence[jax.Array]:
     with jax.disable_jit(False), own_transfers():
         if not on_cpu(operands):
-            return jax.jit(partial(_values.bind, static=static))(*operands)
-        return put_like(operands, _on_host(static, [np.asarray(each) for each in operands]))
+            return jax.jit(partial(_values.bind, static=static))(*map(on_auto_mesh, operands))
+        results: Sequence[jax.Array] = _on_host(static, [np.asarray(each) for each in operands])
+        placed: Sequence[jax.Array] = put_like(operands[::-1], results, len(static.levels))
+        return placed
 
 
 def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
@@ -302,10 +319,12 @@ def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
         results = _pick_on_host(static, flat, scales, x) if static.picks else _place_on_host(static, flat, scales, x)
         if not static.dense:
             overflows = static.overflows(nnz)
-            for each in results:
+            for each, slot in zip(results, flat, strict=False):
                 if not static.picks:
                     each[np.arange(cells) >= nnz[:, None]] = 0
-                each[overflows] = _poison(each.dtype)
+                    each[overflows] = _poison(each.dtype)
+                elif overflows.any():
+                    each[overflows[:, None] & (slot < count * cells)] = _poison(each.dtype)
     shapes = _shapes(static, operands)
     return [_cast(each, like.dtype).reshape(like.shape) for each, like in zip(results, shapes, strict=True)]
 
@@ -405,10 +424,16 @@ def _batch(operands: Sequence[Any], dims: Sequence[int | None], *, static: _Sum)
     # All values are broadcast: the transpose then need not sum over what was shared, because JAX does.
     for k in range(static.integers, len(moved)):
         if dims[k] is None:
-            moved[k] = jnp.broadcast_to(moved[k], (count, *moved[k].shape))
+            moved[k] = _broadcast(moved[k], count)
     level = tuple(dim is not None for dim in dims[: static.integers])
     results = _values.bind(*moved, static=static._replace(levels=(*static.levels, level)))
     return results, [0] * len(results)
+
+
+def _broadcast(array: Any, count: int) -> Any:
+    if is_concrete(array):
+        return put_like([array], np.broadcast_to(read(array), (count, *array.shape)))
+    return jnp.broadcast_to(array, (count, *array.shape))
 
 
 def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], *, static: _Sum) -> tuple[Any, Any]:

@@ -23,8 +23,9 @@ import numpy as np
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_sparse_grad._eager import own_transfers
-from jax_sparse_grad._primitives import vary_alike
+from jax_sparse_grad._auto_axes import on_auto_mesh
+from jax_sparse_grad._batching import vary_alike
+from jax_sparse_grad._concrete import on_cpu, own_transfers, put_like
 
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu", None: "tpu"}
 """The method for each platform that JAX lowers for. A platform that nobody knows gets the one that is portable."""
@@ -60,19 +61,6 @@ def with_batch_axes(array: Any, k: int, levels: Levels) -> Any:
     return array.reshape([next(own) if each else 1 for each in has] + list(array.shape[sum(has) :]))
 
 
-def on_cpu(arrays: Sequence[Any]) -> bool:
-    """Whether numpy reads all of these concrete arrays where they lie, on one device."""
-    devices = set().union(*(each.devices() for each in arrays if isinstance(each, jax.Array)))
-    return len(devices) <= 1 and all(device.platform == "cpu" for device in devices)
-
-
-def put_like(arrays: Sequence[Any], results: Sequence[Any]) -> list[jax.Array]:
-    """What numpy computed from concrete arrays, where these lie."""
-    committed = (each.sharding for each in arrays if isinstance(each, jax.Array) and each.committed)
-    placed: list[jax.Array] = jax.device_put(list(results), next(committed, None))
-    return placed
-
-
 def move_axes(arrays: Sequence[Any], dims: Sequence[int | None]) -> list[Any]:
     """The arrays with what is batched first."""
     return [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(arrays, dims, strict=True)]
@@ -91,7 +79,7 @@ def _shapes(methods: Methods, static: Hashable, levels: Levels, kinds: tuple[Any
 
 
 def _shapes_of(arrays: Sequence[Any], methods: Methods, static: Hashable, levels: Levels) -> list[Any]:
-    return _shapes(methods, static, levels, tuple((each.shape, np.dtype(each.dtype)) for each in arrays))
+    return _shapes(methods, static, levels, tuple((np.shape(each), np.dtype(each.dtype)) for each in arrays))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -117,11 +105,13 @@ def _execute(*arrays: Any, **parameters: Any) -> Sequence[jax.Array]:
     methods, static, levels = parameters["methods"], parameters["static"], parameters["levels"]
     with jax.disable_jit(False), own_transfers():
         if not on_cpu(arrays):
-            return jax.jit(partial(_call.bind, **parameters))(*arrays)
+            return jax.jit(partial(_call.bind, **parameters))(*map(on_auto_mesh, arrays))
         shapes = _shapes_of(arrays, methods, static, levels)
         whole = [with_batch_axes(np.asarray(each), k, levels) for k, each in enumerate(arrays)]
         results = zip(methods.host(static, *whole), shapes, strict=True)
-        return put_like(arrays, [np.broadcast_to(each, like.shape).astype(like.dtype) for each, like in results])
+        cast = [np.broadcast_to(result, like.shape).astype(like.dtype) for result, like in results]
+        placed: list[jax.Array] = put_like(arrays, cast, len(levels))
+        return placed
 
 
 def _abstract(*kinds: Any, **parameters: Any) -> list[Any]:

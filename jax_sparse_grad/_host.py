@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_sparse_grad._core import _keys
-from jax_sparse_grad._primitives import NONE
+from jax_sparse_grad import _keys
+from jax_sparse_grad._keys import NONE
 
 Array = np.ndarray[Any, Any]
 
