@@ -685,7 +685,7 @@ class TestEmpty:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [
-            (((2**31,), 1, float), ValueError, r"`shape` must not exceed 2147483647, .*; set `jax_enable_x64`"),
+            (((2**31,), 1, float), ValueError, r"`shape` must not exceed 2147483647, .*; cast the indices to uint32"),
             (((3,), None, float), TypeError, "`nse` must be an int, got None"),
             (((3,), -1, float), ValueError, "`nse` must not be negative"),
             (((-3,), 1, float), ValueError, r"`shape` must not have negative sizes, got \(-3,\)"),
