@@ -34,7 +34,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys
-from jax_sparse_grad._batching import vary_alike
+from jax_sparse_grad._batching import at, vary_alike
 from jax_sparse_grad._keys import NONE, ONES, Keys
 
 U = np.uint32
@@ -305,8 +305,7 @@ def _largest(rows: jax.Array) -> jax.Array:
 def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
     """For each of two lists the place of each key in an ascending one, `NONE` where it is not there.
 
-    One walk along all three, if both lists ascend strictly; else a binary search for each key. Not `jnp.searchsorted`,
-    which goes through memory in each of its rounds: the walk takes a tenth of its time.
+    By `jnp.searchsorted`; but if both lists ascend strictly, by a walk along all three, in a tenth of its time.
     """
     if not total[0].shape[0]:
         return tuple(jnp.full_like(keys[0], NONE, np.int32) for keys in lists)
@@ -336,29 +335,26 @@ def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
         found = (each[:size] for each, size in zip((a_places, b_places), sizes, strict=True))
         return tuple(jnp.where(each < U(nse), each.astype(np.int32), NONE) for each in found)
 
-    def bisect() -> tuple[jax.Array, ...]:
-        return tuple(_bisect(table, nse, keys)[:size] for keys, size in zip((a, b), sizes, strict=True))
+    def search() -> tuple[jax.Array, ...]:
+        found = []
+        for keys in lists:
+            place = jnp.searchsorted(total[0], keys[0]) if len(keys) == 1 else _search(total, keys)
+            at_place = tuple(at(word, place) for word in total)
+            found.append(jnp.where(_keys.is_equal(at_place, keys) & (place < nse), place.astype(np.int32), NONE))
+        return tuple(found)
 
-    return lax.cond((_order(a) == STRICT) & (_order(b) == STRICT), walk, bisect)
+    return lax.cond((_order(a) == STRICT) & (_order(b) == STRICT), walk, search)
 
 
-def _bisect(table: Keys, nse: int, keys: Keys) -> jax.Array:
-    """The place of each key among the first `nse` of a table, `NONE` where it is not there. Both end as `_pad` does."""
+def _search(table: Keys, keys: Keys) -> jax.Array:
+    """`jnp.searchsorted` for keys of several words."""
 
-    def step(state: Any) -> Any:
-        i, places = state
-        key = _read_key(keys, i)
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) >> U(1)
+        less = (low < high) & _keys.is_less(tuple(at(word, middle) for word in table), keys)
+        return jnp.where(less, middle + U(1), low), jnp.where(less, high, middle)
 
-        def halve(bounds: Any) -> Any:
-            low, high = bounds
-            middle = (low + high) >> U(1)
-            less = _keys.is_less(_read_key(table, middle), key)
-            return jnp.where(less, middle + U(1), low), jnp.where(less, high, middle)
-
-        low, _ = _loop(lambda bounds: bounds[0] < bounds[1], halve, (U(0), U(nse)), keys)
-        found = _keys.is_equal(_read_key(table, low), key) & (low < U(nse))
-        return i + U(1), _write(places, i, jnp.where(found, low, U(NONE)))
-
-    size = keys[0].shape[0] - BLOCK - STEPS
-    places: jax.Array = _loop(lambda state: state[0] < U(size), step, (U(0), jnp.zeros_like(keys[0])), keys)[1]
-    return places.astype(np.int32)
+    size = table[0].shape[0]
+    start = vary_alike((jnp.zeros_like(keys[0]), jnp.full_like(keys[0], U(size)), table))[:2]
+    return lax.fori_loop(0, size.bit_length(), halve, start)[0]

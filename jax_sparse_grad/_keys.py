@@ -57,7 +57,7 @@ def is_entry(rows: Any, shape: tuple[int, ...]) -> Any:
     """Whether each index row `[..., ndims]` lies inside a shape, `[...]` bool; by numpy if the rows are numpy's."""
     inside = rows[..., :0].sum(-1) == 0  # of a scalar tensor, every row
     for dim, size in enumerate(shape):
-        unsigned = np.dtype(f"uint{max(8, jnp.iinfo(rows.dtype).bits)}")  # a negative index becomes too large
+        unsigned = np.dtype(f"uint{8 * rows.dtype.itemsize}")  # a negative index becomes too large
         inside &= rows[..., dim].astype(unsigned) < unsigned.type(size)
     return inside
 

@@ -163,4 +163,5 @@ def test_each_loop_is_one_native_function(shape, count):
     assert len(found) - len(native) == words, "the loop over passes of the radix sort of each word, and no other"
     assert len(native) > 10
     native, found = loops(jax.jit(locate).lower(*[rows] * 3).compile().as_text())
-    assert len(native) == len(found) > 4
+    assert len(found) - len(native) == 2, "the rounds of a search of each list, and no other"
+    assert len(native) >= 4
