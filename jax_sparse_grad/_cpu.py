@@ -260,10 +260,10 @@ def find_slots(lists: Sequence[Keys], *, canonical: bool = False) -> tuple[tuple
         orders = jnp.stack(list(map(_order, padded)))
         slots, count = lax.cond(jnp.all(orders == STRICT), lambda: merge(padded), lambda: sort_and_merge(orders))
     found = (
-        jnp.where(_keys.is_padding(keys), NONE, each[: keys[0].shape[0]].astype(np.int32))
-        for keys, each in zip(lists, slots, strict=True)
+        jnp.where(_keys.is_padding(keys), NONE, each.astype(np.int32)) for keys, each in zip(padded, slots, strict=True)
     )
-    return tuple(found), count.astype(np.int32)
+    sizes = (keys[0].shape[0] for keys in lists)
+    return tuple(each[:size] for each, size in zip(found, sizes, strict=True)), count.astype(np.int32)
 
 
 def locate_rows(total: jax.Array, lists: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
