@@ -1,5 +1,7 @@
 """Meshes, random operands spread over them, and their numpy counterparts."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,6 @@ from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_sparse_grad import sharded
-from jax_sparse_grad.sharded._mesh import count_shards
 from meshes import mesh_of
 from samples import is_entry, random_coo, to_dense, union_indices
 
@@ -34,7 +35,7 @@ def make_mesh(name="one axis", axis_type=AxisType.Auto):
     """`(mesh, axis, shards)`."""
     shape, names, axis = MESHES[name]
     mesh = mesh_of(shape, names, axis_type)
-    return mesh, axis, count_shards(mesh, axis)
+    return mesh, axis, math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
 
 
 def spread(matrices, name="one axis", axis_type=AxisType.Auto, **keywords):

@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
 from jax_sparse_grad import sharded
-from samples import at_rows
+from samples import at_rows, is_entry
 from shards import (
     CASES,
     COLLECTIVES,
@@ -174,6 +174,81 @@ class TestSum:
         plan = sharded.plan_sparse_add(none, none)
         assert host(plan(none.data, none.data)).tolist() == [0] * 8
         assert sharded.repartition(none, even_starts()).capacity == sharded.add(none, none).capacity == 1
+
+
+class TestWhatTheUnshardedFunctionsHave:
+    """Each result and gradient is that of `jax_sparse_grad` and of numpy."""
+
+    def test_subtract(self, matrices, pair):
+        x, y = pair
+        difference = sharded.subtract(x, y)
+        check_form(difference)
+        np.testing.assert_array_equal(dense_of(difference), dense_of(matrices[0]) - dense_of(matrices[1]))
+        single = jsg.subtract(*matrices[:2])
+        entries = is_entry(host(difference.indices), SHAPE)
+        np.testing.assert_array_equal(host(difference.data)[entries], single.data)
+
+        def loss(u, v):
+            return squares(sharded.subtract(x.with_data(u), y.with_data(v)).data)
+
+        gradients = jax.jit(jax.grad(loss, (0, 1)))(x.data, y.data)
+        for operand, sign, gradient in zip(pair, (2, -2), gradients, strict=True):
+            expected = at_rows(dense_of(difference), host(operand.indices), SHAPE)
+            np.testing.assert_array_equal(gradient, sign * expected)
+        ones = np.ones(SHAPE, np.float32)
+        np.testing.assert_array_equal(sharded.subtract(ones, x), 1 - dense_of(x))
+        np.testing.assert_array_equal(sharded.subtract(x, ones), dense_of(x) - 1)
+
+    @pytest.mark.slow(but="True")
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_weights(self, matrices, traced):
+        operands, weights = spread(matrices), [2, jnp.float32(-0.5), 3.0]
+        add = jax.jit(sharded.add_n) if traced else sharded.add_n
+        total = add(operands, weights=weights)
+        expected = sum(weight * dense_of(x) for weight, x in zip(weights, matrices, strict=True))
+        np.testing.assert_array_equal(dense_of(total), expected)
+        check_form(total)
+
+        def loss(weights, matrices, add_n):
+            return squares(add_n(matrices, weights=weights).data)
+
+        vector = jnp.array([2, -0.5, 3])
+        gradient = jax.grad(lambda w: loss(w, operands, add))(vector)
+        np.testing.assert_allclose(gradient, jax.grad(lambda w: loss(w, matrices, jsg.add_n))(vector), rtol=1e-5)
+
+    def test_weights_of_dense_operands(self, matrices, pair):
+        x, y = pair
+        dense = np.full(SHAPE, 3, np.float32)
+        total = sharded.add_n([x, dense, y], weights=[2, 3, -1])
+        np.testing.assert_array_equal(total, 2 * dense_of(matrices[0]) + 9 - dense_of(matrices[1]))
+
+    def test_faulty_weights_are_named(self, pair):
+        with pytest.raises(ValueError, match="`weights` must hold one scalar for each of the 2 operands, got 1"):
+            sharded.add_n(pair, weights=[1])
+
+    @pytest.mark.parametrize("remove_zeros", [False, True])
+    def test_sum_duplicates(self, matrices, remove_zeros):
+        values = host(matrices[0].data).copy()
+        values[::3] = 0
+        matrix = as_bcoo(matrices[0].indices, values, SHAPE)
+        (x,) = spread([matrix])
+        single = jsg.sum_duplicates(matrix, remove_zeros=remove_zeros)
+        total = sharded.sum_duplicates(x, remove_zeros=remove_zeros)
+        check_form(total)
+        entries = is_entry(host(total.indices), SHAPE)
+        np.testing.assert_array_equal(host(total.indices)[entries], single.indices)
+        np.testing.assert_array_equal(host(total.data)[entries], single.data)
+        gradient = jax.jit(
+            jax.grad(lambda u: squares(sharded.sum_duplicates(x.with_data(u), remove_zeros=remove_zeros).data))
+        )(x.data)
+        expected = 2 * at_rows(dense_of(total), host(x.indices), SHAPE)
+        if remove_zeros:
+            expected = np.where(host(x.data) == 0, 0, expected)
+        np.testing.assert_array_equal(gradient, expected)
+
+    def test_sum_duplicates_of_something_else(self, matrices):
+        with pytest.raises(TypeError, match="`x` must be a `RowSharded`, got BCOO; `partition` makes one"):
+            sharded.sum_duplicates(matrices[0])
 
 
 class TestGradient:

@@ -72,7 +72,7 @@ nothing, and 5.9 GB for its gradient. A GPU can hold that. What breaks first:
    Move while flows are small and go to neighbours, or load again.
 """
 
-from jax_sparse_grad.sharded._add import add, add_n
+from jax_sparse_grad.sharded._add import add, add_n, subtract, sum_duplicates
 from jax_sparse_grad.sharded._balance import balanced_row_starts
 from jax_sparse_grad.sharded._loading import from_shards, partition
 from jax_sparse_grad.sharded._operand import RowSharded
@@ -89,4 +89,6 @@ __all__ = [
     "partition",
     "plan_sparse_add",
     "repartition",
+    "subtract",
+    "sum_duplicates",
 ]
