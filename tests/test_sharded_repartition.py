@@ -128,7 +128,7 @@ def test_faults_are_named(x, balanced):
         jax.jit(sharded.repartition)(x)
     with pytest.raises(ValueError, match="`row_starts` must ascend from 0 to 40"):
         sharded.repartition(x, balanced[::-1])
-    with pytest.raises(ValueError, match=r"`row_starts` must have shape \(9,\); got \(5,\)"):
+    with pytest.raises(ValueError, match=r"`row_starts` must have shape \(9,\), one more than shards; got \(5,\)"):
         jax.jit(sharded.repartition)(x, balanced[:5])
     bad = dataclasses.replace(x, indices=x.indices.at[3, 1].set(-2))
     with pytest.raises(ValueError, match=r"`x.indices` must lie in .*; entry 3 of shard 0 is \[ *\d+ -2\]"):

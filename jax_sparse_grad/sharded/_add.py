@@ -254,18 +254,17 @@ def _add(
     layout, row_starts, indices = _sum.patterns_of(sparse, alike=not dense)
     values = tuple(_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items())
     places = [names.index(name) for name in (*dense, *sparse)]
-    signs, factors = [k in negated for k in places], [weights[k] for k in places if weights]
-    value_names = (*dense, *(f"{name}.data" for name in sparse))
+    value_names, factors = (*dense, *(f"{name}.data" for name in sparse)), [weights[k] for k in places if weights]
     dtype, factors = _weights.in_dtype_of_sum(value_names, [*dense.values(), *values], places, factors)
+    static = dtype, tuple(k in negated for k in places)
     if dense:
         if size is not None:
             raise ValueError(f"`capacity` must not be given if an operand is dense: the sum is dense too; got {size}")
-        arrays = tuple(dense.values())
-        return _sum.add_to_dense(layout, arrays, indices, values, dtype, negated=signs, weights=factors)
+        return _sum.add_to_dense(layout, static, (tuple(dense.values()), factors), (indices, values))
     union = _sum.find_union(layout, size, canonical, row_starts, indices)
-    total = _sum.add_values(layout, union, values, dtype, negated=signs, weights=factors)
-    if is_concrete(union) and not is_concrete(total):
-        union = _sum.shard_constants(layout, union)
+    total = _sum.add_values(layout, static, factors, (union, values))
+    if is_concrete(union) and not is_concrete(total):  # as results of `jit`, constants would be replicated
+        union, total = _sum.cut(layout, None, None, (union, total))
     return RowSharded(total, union.indices, row_starts[0], union.nnz, layout, total.shape[1:])
 
 

@@ -135,15 +135,16 @@ def starts_dtype(n_rows: int) -> np.dtype:
     return np.dtype(np.int64 if n_rows <= np.iinfo(np.int64).max else np.uint64)
 
 
-def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> np.ndarray:
-    """Concrete starts of `shards` ranges that cover all rows."""
+def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> Any:
+    """The starts of `shards` ranges that cover all rows: on the host, unless they are traced."""
     if isinstance(row_starts, RowSharded):
         raise TypeError("`row_starts` must be integers, got RowSharded; pass its `row_starts`")
-    starts = read_all(row_starts)
+    concrete = is_concrete(row_starts)
+    starts: Any = read_all(row_starts) if concrete else _validation.as_integers("row_starts", row_starts)
     if not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"`row_starts` must be integers, got {starts.dtype}")
     if starts.shape != (shards + 1,):
         raise ValueError(f"`row_starts` must have shape {(shards + 1,)}, one more than shards; got {starts.shape}")
-    if starts[0] != 0 or starts[-1] != n_rows or np.any(starts[1:] < starts[:-1]):
+    if concrete and (starts[0] != 0 or starts[-1] != n_rows or np.any(starts[1:] < starts[:-1])):
         raise ValueError(f"`row_starts` must ascend from 0 to {n_rows}, the number of rows; got {starts}")
-    return starts.astype(starts_dtype(n_rows))
+    return starts

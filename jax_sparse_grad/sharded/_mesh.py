@@ -36,13 +36,12 @@ class Layout(NamedTuple):
 
 
 def on_shards(
-    function: Callable[[Layout, Any, R, S], T], *, replicated: bool = False, staged: bool = False
+    function: Callable[[Layout, Any, R, S], T], *, replicated: bool = False
 ) -> Callable[[Layout, Any, R, S], T]:
     """`function(layout, static, same, own)`, compiled, on every device.
 
     `same` are arrays that are replicated, `own` those that are sharded: the function is given, and returns, its own
-    shard. If `replicated`, results are the same on all devices instead. Results of concrete arrays are concrete, unless
-    they are to be `staged` wherever JAX traces.
+    shard. If `replicated`, results are the same on all devices instead. Results of concrete arrays are concrete.
     """
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -60,9 +59,9 @@ def on_shards(
         return mapped(same, own)
 
     def call(layout: Layout, static: Any, same: R, own: S) -> T:
-        if staged or not is_concrete(same, own):
-            return compiled(layout, static, same, own)
-        return call_concretely(lambda: compiled(layout, static, same, own))
+        if is_concrete(same, own):
+            return call_concretely(lambda: compiled(layout, static, same, own))
+        return compiled(layout, static, same, own)
 
     return call
 
@@ -76,14 +75,12 @@ def read_all(array: Any) -> np.ndarray:
 
 
 def from_host(mesh: Mesh, spec: PartitionSpec, array: np.ndarray) -> jax.Array:
-    """A copy of the array on a mesh, of which this process puts what belongs to its own devices.
+    """A copy of the array on a mesh, of which this process puts what belongs to its own devices."""
 
-    Like `jax.make_array_from_callback`, which `jax.transfer_guard` takes for an unintended transfer.
-    """
-    sharding = NamedSharding(mesh, spec)
-    devices = sharding.addressable_devices_indices_map(array.shape).items()
-    parts = [put(np.array(array[index]), device) for device, index in devices]
-    return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
+    def copy(index: Any) -> np.ndarray:
+        return np.array(array[index])
+
+    return call_concretely(lambda: jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), copy))
 
 
 def put(array: np.ndarray, device: Device) -> jax.Array:

@@ -89,7 +89,8 @@ class ShardedPlan(RowPattern):
         for k, array in enumerate(values):
             refuse_sparse(f"values[{k}]", array)
         arrays, dtype = _validation.as_plan_values(values, [slots.shape[0] for slots in self.slots], ".indices")
-        return _sum.add_values(self.layout, Union(self.indices, self.slots, self.nnz), arrays, dtype)
+        union = Union(self.indices, self.slots, self.nnz)
+        return _sum.add_values(self.layout, (dtype, (False,) * len(arrays)), (), (union, arrays))
 
 
 def plan_sparse_add(

@@ -73,16 +73,12 @@ def repartition(
         if not is_concrete(indices):
             raise TypeError("`row_starts` must be given if `x` is traced; choose them outside of `jit`")
         row_starts = balanced_row_starts(x)
-    known = is_concrete(row_starts) or isinstance(row_starts, RowSharded)
-    if known:
-        host = as_row_starts(row_starts, layout.shape[0], layout.shards).astype(indices.dtype)
-        starts = from_host(x.mesh, PartitionSpec(), host) if is_concrete(indices) else jnp.asarray(host)
-    else:
-        starts = _validation.as_integers("row_starts", row_starts).astype(indices.dtype)
-        if starts.shape != (layout.shards + 1,):
-            raise ValueError(f"`row_starts` must have shape {(layout.shards + 1,)}; got {starts.shape}")
+    starts = as_row_starts(row_starts, layout.shape[0], layout.shards).astype(indices.dtype)
     block = x.capacity
-    if known and is_concrete(indices):
+    if not is_concrete(starts, indices):
+        size, starts = x.capacity if size is None else size, jnp.asarray(starts)
+    else:
+        starts = from_host(x.mesh, PartitionSpec(), starts)
         check_rows(layout, "x", None, indices)
         flows = read_all(_count_flows(layout, None, starts, indices)).reshape(layout.shards, layout.shards)
         counts = flows.sum(axis=0)
@@ -90,7 +86,7 @@ def repartition(
         check_capacity(size, counts)
         largest = int((flows - np.diag(flows.diagonal())).max())
         block = 1 << max(largest - 1, 0).bit_length()  # rounded up, or each flow would be compiled for
-    rows, values, nnz = _move(layout, (x.capacity if size is None else size, block), starts, (indices, data))
+    rows, values, nnz = _move(layout, (size, block), starts, (indices, data))
     return RowSharded(values, rows, starts, nnz, layout, x.dense_shape)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from jax_sparse_grad._union import Union
 from jax_sparse_grad.sharded._mesh import Layout, on_shards, own_range, read_all
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._validation import check_capacity, layout_of_all
+
+T = TypeVar("T")
 
 
 def patterns_of(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[Layout, Arrays, Arrays]:
@@ -97,7 +99,7 @@ def find_union(layout: Layout, capacity: int | None, canonical: bool, row_starts
     if capacity is not None:
         check_capacity(capacity, nnz, "distinct entries of the sum")
         return union
-    return union._replace(indices=_cut(layout, max(1, int(nnz.max())), None, union.indices))  # no array is empty
+    return union._replace(indices=cut(layout, max(1, int(nnz.max())), None, union.indices))  # no array is empty
 
 
 @on_shards
@@ -112,61 +114,30 @@ def _find_union(layout: Layout, static: tuple[int, bool], row_starts: Arrays, in
     return union._replace(nnz=nnz[None])
 
 
-def _first_rows(_: Layout, count: int | None, __: None, tree: Any) -> Any:
+@on_shards
+def cut(_: Layout, count: int | None, __: None, tree: T) -> T:
+    """The first `count` rows of each shard of all arrays, or all rows."""
     return jax.tree.map(lambda leaf: leaf[:count], tree)
 
 
-_cut = on_shards(_first_rows)
-_shard = on_shards(_first_rows, staged=True)
-
-
-def shard_constants(layout: Layout, tree: Any) -> Any:
-    """The same arrays, sharded as results of `jit` too, where constants would otherwise be replicated."""
-    return _shard(layout, None, None, tree)
-
-
-def add_values(
-    layout: Layout,
-    union: Union,
-    values: Arrays,
-    dtype: np.dtype,
-    *,
-    negated: Sequence[bool] = (),
-    weights: Sequence[Any] = (),
-) -> jax.Array:
-    """The values of a sum `[shards * nse, *dense]`."""
-    return _add_values(layout, (dtype, tuple(negated)), tuple(weights), (union, values))
-
-
 @on_shards
-def _add_values(
-    _: Layout, static: tuple[np.dtype, tuple[bool, ...]], weights: Arrays, own: tuple[Union, Arrays]
-) -> jax.Array:
+def add_values(_: Layout, static: Any, weights: Sequence[Any], own: tuple[Union, Arrays]) -> jax.Array:
+    """The values of a sum `[shards * nse, *dense]`, given its union and the values of its operands.
+
+    `static`: the dtype of the sum, and whether each operand is subtracted.
+    """
     (dtype, negated), (union, values) = static, own
     return _sum.add_values(union._replace(nnz=union.nnz[0]), values, dtype, negated=negated, weights=weights)
 
 
-def add_to_dense(
-    layout: Layout,
-    dense: Arrays,
-    indices: Arrays,
-    values: Arrays,
-    dtype: np.dtype,
-    *,
-    negated: Sequence[bool],
-    weights: Sequence[Any],
-) -> jax.Array:
-    """The sum of replicated dense arrays and sharded operands, whose signs and weights follow theirs; replicated."""
-    return _add_to_dense(layout, (dtype, tuple(negated)), (dense, tuple(weights)), (indices, values))
-
-
 @partial(on_shards, replicated=True)
-def _add_to_dense(
-    layout: Layout,
-    static: tuple[np.dtype, tuple[bool, ...]],
-    same: tuple[Arrays, Arrays],
-    own: tuple[Arrays, Arrays],
+def add_to_dense(
+    layout: Layout, static: Any, same: tuple[Arrays, Sequence[Any]], own: tuple[Arrays, Arrays]
 ) -> jax.Array:
+    """The sum of dense arrays, which are replicated as it is, and of the indices and values of sharded operands.
+
+    `static`: as for `add_values`; signs and weights are those of the dense arrays, followed by those of the others.
+    """
     (dtype, negated), (dense, weights) = static, same
     terms = [each.astype(dtype) for each in dense]
     if weights:
