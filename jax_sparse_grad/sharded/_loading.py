@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad import _containers, _keys, _validation
 from jax_sparse_grad._types import HostMatrix, RowStarts, Shape
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
-from jax_sparse_grad.sharded._mesh import Axis, Device, Layout, from_host, put, read_all
+from jax_sparse_grad.sharded._mesh import Axis, Device, Layout, from_host, read_all
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._validation import as_capacity, as_mesh_and_axis, check_capacity, host_entries
 
@@ -167,24 +167,16 @@ def _put_shards(
     for device, index in sharding.addressable_devices_indices_map((layout.shards,)).items():
         devices.setdefault(index[0].start or 0 if index else 0, []).append(device)
     facts = np.full((layout.shards, 2), _FAILED, np.int32)
-    waiting: list[tuple[int, tuple[np.ndarray, np.ndarray]]] = []
-    parts: tuple[list[jax.Array], list[jax.Array]] = ([], [])
-
-    def put_shard(shard: int, capacity: int, loaded: Sequence[np.ndarray]) -> None:
-        for array, whole, filler in zip(loaded, parts, (shape[: loaded[0].shape[1]], 0), strict=True):
-            padded = np.full((capacity, *array.shape[1:]), np.asarray(filler, array.dtype))
-            padded[: len(array)] = array
-            whole += [put(padded, device) for device in devices[shard]]
-
+    pieces: dict[int, Any] = {}  # on the host until it is known how far to pad them, else on their devices
     failure = None
     try:
         for shard in sorted(devices):
-            loaded = load(int(starts[shard]), int(starts[shard + 1]))
-            facts[shard] = len(loaded[0]), _kind_of(*loaded)
-            if capacity is None:
-                waiting.append((shard, loaded))
-            elif len(loaded[0]) <= capacity:
-                put_shard(shard, capacity, loaded)
+            piece = load(int(starts[shard]), int(starts[shard + 1]))
+            facts[shard] = len(piece[0]), _kind_of(*piece)
+            if capacity is None or len(piece[0]) > capacity:
+                pieces[shard] = piece
+            else:
+                pieces[shard] = _put(piece, capacity, shape, devices[shard])
     except Exception as error:
         failure = error
     # All processes must know what one knows, or they would wait for it.
@@ -201,16 +193,16 @@ def _put_shards(
             "`load` must return all shards in the same dtypes and with the same dense dimensions; "
             f"shard {np.argmax(kinds != kinds[0])} differs from shard 0"
         )
+    size = max(1, int(counts.max())) if capacity is None else capacity
+    check_capacity(size, counts)
     if capacity is None:
-        capacity = max(1, int(counts.max()))
-        for shard, loaded in waiting:
-            put_shard(shard, capacity, loaded)
-    check_capacity(capacity, counts)
+        pieces = {shard: _put(piece, size, shape, devices[shard]) for shard, piece in pieces.items()}
 
-    indices, data = (
-        jax.make_array_from_single_device_arrays((layout.shards * capacity, *whole[0].shape[1:]), sharding, whole)
-        for whole in parts
-    )
+    def whole(parts: list[jax.Array]) -> jax.Array:
+        rows = layout.shards * size
+        return jax.make_array_from_single_device_arrays((rows, *parts[0].shape[1:]), sharding, parts)
+
+    indices, data = (whole([array for piece in pieces.values() for array in piece[part]]) for part in (0, 1))
     return RowSharded(
         data,
         indices,
@@ -227,13 +219,24 @@ def _kind_of(indices: np.ndarray, values: np.ndarray) -> int:
     return zlib.crc32(described.encode()) & np.iinfo(np.int32).max
 
 
+def _put(
+    piece: tuple[np.ndarray, np.ndarray], capacity: int, shape: tuple[int, ...], devices: Sequence[Device]
+) -> list[list[jax.Array]]:
+    """The index rows and values of a shard, followed by padding, on each of its devices."""
+    on_devices = []
+    for array, filler in zip(piece, (shape[: piece[0].shape[1]], 0), strict=True):
+        padded = np.full((capacity, *array.shape[1:]), np.asarray(filler, array.dtype))
+        padded[: len(array)] = array
+        with jax.ensure_compile_time_eval():  # concrete inside `jit` too
+            on_devices.append([jax.device_put(padded, device) for device in devices])
+    return on_devices
+
+
 def _in_order(indices: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Entries in lexicographic order; equal ones keep their order."""
-    greater, equal = np.zeros(max(len(indices) - 1, 0), bool), np.ones(max(len(indices) - 1, 0), bool)
-    for column in indices.T:
-        greater |= equal & (column[:-1] > column[1:])
-        equal &= column[:-1] == column[1:]
-    if not greater.any():
+    rows: Any = indices
+    before, after = (_keys.columns_as_words(each) for each in (rows[:-1], rows[1:]))
+    if not _keys.is_less(after, before).any():
         return indices, values
     order = np.lexsort(indices.T[::-1])
     return indices[order], values[order]

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
-from jax_sparse_grad._batching import at
 from jax_sparse_grad._concrete import call_concretely, is_concrete, read
 
 R = TypeVar("R")
@@ -81,15 +79,3 @@ def from_host(mesh: Mesh, spec: PartitionSpec, array: np.ndarray) -> jax.Array:
         return np.array(array[index])
 
     return call_concretely(lambda: jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), copy))
-
-
-def put(array: np.ndarray, device: Device) -> jax.Array:
-    """The array, which JAX then owns, on a device; concrete inside `jit` too."""
-    with jax.ensure_compile_time_eval():
-        return jax.device_put(array, device)
-
-
-def own_range(layout: Layout, row_starts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first row of this device's range, and the first row after it."""
-    shard = lax.axis_index(layout.axis)
-    return at(row_starts, shard), at(row_starts, shard + 1)

@@ -51,8 +51,8 @@ class RowPattern(OnMesh):
           >>> x.with_data(2 * x.data).matrix.todense().diagonal().tolist()
           [2.0, 2.0, 2.0]
           >>> plan = jsg.sharded.plan_sparse_add(x, x)
-          >>> plan.with_data(plan(x.data, 2 * x.data)).matrix.todense().trace().item()
-          9.0
+          >>> plan.with_data(plan(x.data, 2 * x.data)).matrix.todense().diagonal().tolist()
+          [3.0, 3.0, 3.0]
         """
         refuse_sparse("data", data)
         values = _validation.as_values("data", data, self.indices.shape[0], "indices")

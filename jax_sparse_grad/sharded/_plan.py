@@ -72,17 +72,8 @@ class ShardedPlan(RowPattern):
           TypeError: values are not numeric.
           ValueError: their number or shapes do not match the operands of the plan.
 
-        Example:
-          >>> import jax, numpy as np, jax_sparse_grad as jsg
-          >>> from jax.experimental.sparse import BCOO
-          >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-          >>> x = jsg.sharded.partition(BCOO.fromdense(np.eye(16, dtype=np.float32)), mesh, "rows")
-          >>> plan = jsg.sharded.plan_sparse_add(x, x)
-          >>> float(plan(x.data, 2 * x.data).sum())
-          48.0
-
-        Linear in the values. Works under all of JAX's transformations. Neither the call nor its derivative
-        communicates.
+        Linear in the values. Works under all of JAX's transformations. Neither the call nor its derivatives
+        communicate.
         """
         if self.nnz.ndim != 1:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")

@@ -1,11 +1,11 @@
-"""Sharded sums: on every device the sum of `jax_sparse_grad._union` and `jax_sparse_grad._sum`, of its own rows.
+"""Sharded sums: on every device the union and the sum of the unsharded modules, of its own rows.
 
 Each shard of a sum stores as many elements as the fullest one needs if operands are concrete; if they are traced, as
-many as there can be. No device waits for another but to agree on that.
+many as there can be.
 
-What is wrong raises if it is concrete. If it is traced, a device finds out alone whether its own shard has overflowed
-or holds rows of others, and poisons it. `checkify` sees nothing of it: it keeps an error for each device behind a
-`shard_map`, and JAX cannot check anything more with these.
+Faults raise if they are concrete. If they are traced, each device finds out alone whether its own shard has overflowed
+or holds rows of others, and poisons it. `checkify` does not see that: behind a `shard_map` it keeps an error for each
+device, and JAX cannot check anything more with these.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _sum, _union, _validation, _values
+from jax_sparse_grad._batching import at
 from jax_sparse_grad._concrete import cast, is_concrete
 from jax_sparse_grad._guards import is_bad
 from jax_sparse_grad._keys import NONE
 from jax_sparse_grad._types import Arrays
 from jax_sparse_grad._union import Union
-from jax_sparse_grad.sharded._mesh import Layout, on_shards, own_range, read_all
+from jax_sparse_grad.sharded._mesh import Layout, on_shards, read_all
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._validation import check_capacity, layout_of_all
 
@@ -84,8 +85,8 @@ def _find_bad_rows(layout: Layout, _: None, row_starts: Any, rows: jax.Array) ->
 
 def _is_elsewhere(layout: Layout, row_starts: jax.Array, rows: jax.Array) -> jax.Array:
     """Whether each index row lies in the range of another shard."""
-    low, high = own_range(layout, row_starts)
-    row = rows[:, 0]
+    shard, row = lax.axis_index(layout.axis), rows[:, 0]
+    low, high = at(row_starts, shard), at(row_starts, shard + 1)
     return (row >= 0) & (row < np.asarray(layout.shape[0], row.dtype)) & ((row < low) | (row >= high))
 
 
