@@ -14,6 +14,8 @@ from meshes import mesh_of
 from samples import is_entry, random_coo, to_dense, union_indices
 
 SHAPE = (40, 30)
+EVEN = np.arange(9) * SHAPE[0] // 8  # equally many rows in each of eight shards
+FORM = {"shuffled": True, "duplicates": 3, "padding": 2}  # of random operands
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
 
 # The shape and the names of the mesh, and the axis, or axes, that rows are spread over.

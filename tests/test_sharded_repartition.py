@@ -9,22 +9,18 @@ import pytest
 from jax.test_util import check_grads
 
 from jax_sparse_grad import sharded
-from shards import CASES, SHAPE, check_form, collectives_in, dense_of, host, make_mesh, random_matrix
-
-
-def even_starts(shards):
-    return np.arange(shards + 1) * SHAPE[0] // shards
+from shards import CASES, EVEN, FORM, SHAPE, check_form, collectives_in, dense_of, host, make_mesh, random_matrix
 
 
 @pytest.fixture
 def matrix(rng):
-    return random_matrix(rng, 150, shuffled=True, duplicates=3, padding=2)
+    return random_matrix(rng, 150, **FORM)
 
 
 @pytest.fixture
 def x(matrix):
-    mesh, axis, shards = make_mesh()
-    return sharded.partition(matrix, mesh, axis, row_starts=even_starts(shards))
+    mesh, axis, _ = make_mesh()
+    return sharded.partition(matrix, mesh, axis, row_starts=EVEN)
 
 
 @pytest.fixture
@@ -36,7 +32,7 @@ def balanced(matrix):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_gives_what_partition_gives(matrix, case):
     mesh, axis, shards = make_mesh(*case)
-    x = sharded.partition(matrix, mesh, axis, row_starts=even_starts(shards))
+    x = sharded.partition(matrix, mesh, axis, row_starts=np.arange(shards + 1) * SHAPE[0] // shards)
     expected = sharded.partition(matrix, mesh, axis)
     y = sharded.repartition(x, expected.row_starts)
     for name in ("data", "indices", "row_starts", "nnz"):  # order included
