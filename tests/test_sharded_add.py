@@ -98,7 +98,7 @@ class TestSum:
             np.testing.assert_array_equal(host(gradient), at_rows(3 * expected**2, host(operand.indices), SHAPE))
 
     @pytest.mark.slow
-    def test_it_has_just_enough_room_where_indices_are_concrete(self, matrices):
+    def test_it_stores_no_more_than_needed_where_indices_are_concrete(self, matrices):
         x, y = spread(matrices[:2])
         eager = sharded.add(x, y)
         closed = jax.jit(lambda data: sharded.add(x.with_data(data), y))(x.data)

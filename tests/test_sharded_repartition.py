@@ -1,4 +1,4 @@
-"""Rows move to their shards: by all-to-all forward and backward, and none is lost without a word."""
+"""Rows move to their shards: by all-to-all forward and backward, and none is lost silently."""
 
 import dataclasses
 

@@ -51,8 +51,8 @@ def add(
         over the same axis of the same mesh with equal `row_starts`; capacities may differ. Dtypes promote as in `jnp`.
       capacity: the number of elements that the sum stores in each shard, static. By default what the fullest shard
         needs if all indices are concrete, otherwise the sum of the operands' capacities, which is always enough.
-      assume_canonical: a promise that each shard is sorted and unique, is padded only at its end, and holds only rows
-        of its range. Skips the checks.
+      assume_canonical: assert that each shard is sorted and unique, is padded only at its end, and holds only rows of
+        its range. Skips the checks.
 
     Returns:
       A `RowSharded` partitioned as the operands are, each shard sorted and unique, padding last. With a dense operand,
@@ -251,7 +251,7 @@ def _add(
     if first is None:
         raise TypeError("one of the operands must be a `RowSharded`, got only arrays; add those with `+`")
     _containers.common_shape(names, [sparse.get(name, dense.get(name)) for name in names])
-    layout, row_starts, indices = _sum.patterns_of(sparse, alike=not dense)
+    layout, row_starts, indices = _sum.patterns_of(sparse, same_starts=not dense)
     values = tuple(_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items())
     places = [names.index(name) for name in (*dense, *sparse)]
     value_names, factors = (*dense, *(f"{name}.data" for name in sparse)), [weights[k] for k in places if weights]

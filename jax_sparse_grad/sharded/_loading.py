@@ -41,8 +41,8 @@ def partition(
       row_starts: `[shards + 1]`, the first row of each shard, followed by the number of rows. By default chosen to
         balance the entries of this operand. Operands that are to be added need the same: `balanced_row_starts([x, y],
         shards)`.
-      capacity: the number of elements that each shard has room for, static. By default as many as the fullest shard
-        needs. Give it if the pattern will change, so that functions are not compiled again.
+      capacity: the number of elements that each shard stores, static. By default as many as the fullest shard needs.
+        Give it if the pattern will change, so that functions are not compiled again.
 
     Returns:
       A `RowSharded` with its entries in lexicographic order, duplicates kept, padding last in each shard.
@@ -98,8 +98,8 @@ def from_shards(
       axis: the name of one of its axes, or a tuple of names.
       row_starts: `[shards + 1]`, as for `partition`, and the same in all processes. By default each shard has equally
         many rows; `repartition` can balance them afterwards.
-      capacity: the number of elements that each shard has room for. If it is given, only one shard at a time is kept in
-        host memory. By default all shards of this process are, until the fullest shard of all processes is known.
+      capacity: the number of elements that each shard stores, static. If it is given, only one shard at a time is kept
+        in host memory. By default all shards of this process are, until the fullest shard of all processes is known.
 
     Returns:
       A `RowSharded`, with the entries of each shard in lexicographic order.

@@ -122,6 +122,6 @@ def plan_sparse_add(
     for name, x in named.items():
         as_sharded(name, x, "; pass several one by one, not in a list")
     size, canonical = as_capacity(capacity), _validation.as_flag("assume_canonical", assume_canonical)
-    layout, row_starts, indices = _sum.patterns_of(named, alike=True)
+    layout, row_starts, indices = _sum.patterns_of(named, same_starts=True)
     union = _sum.find_union(layout, size, canonical, row_starts, indices)
     return ShardedPlan(union.indices, union.slots, row_starts[0], union.nnz, layout)

@@ -60,8 +60,8 @@ def repartition(
       (True, True)
 
     Works under all of JAX's transformations; the gradient with respect to `x.data` takes the same way back. If indices
-    are traced, a shard makes room to send everything it has to any single other shard, `shards` times its capacity. If
-    they are concrete, it makes room only for the largest flow.
+    are traced, the blocks of a shard can hold all of its entries for each of the others, `shards` times its capacity.
+    If they are concrete, only the largest flow between two shards.
 
     Mirrors no operation of JAX: `jax.device_put` moves slots, not rows.
     """
@@ -109,7 +109,7 @@ def _move(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The index rows and values of all shards that lie in the range of this one, and their true number.
 
-    `static`: the capacity of a shard afterwards, and the number of entries that it has room to send to any other.
+    `static`: the capacity of a shard afterwards, and the most entries that it can send to any other.
     """
     (capacity, block), (rows, values) = static, own
     this, shards = lax.axis_index(layout.axis), layout.shards

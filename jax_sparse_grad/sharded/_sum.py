@@ -34,10 +34,10 @@ from jax_sparse_grad.sharded._validation import check_capacity, layout_of_all
 T = TypeVar("T")
 
 
-def patterns_of(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[Layout, Arrays, Arrays]:
+def patterns_of(operands: Mapping[str, RowSharded], *, same_starts: bool) -> tuple[Layout, Arrays, Arrays]:
     """The layout of all operands, and their `row_starts` and indices in one dtype; checked if they are concrete.
 
-    Each shard must hold only rows of its own range. If `alike`, all operands must have the same ranges.
+    Each shard must hold only rows of its own range. If `same_starts`, all operands must have the same ranges.
     """
     layout = layout_of_all(operands)
     names = [f"{name}.indices" for name in operands]
@@ -50,7 +50,7 @@ def patterns_of(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[Lay
         expected = read_all(row_starts[0])
         for name, own, rows in zip(operands, row_starts, indices, strict=True):
             starts = read_all(own)
-            if alike and np.any(starts != expected):
+            if same_starts and np.any(starts != expected):
                 raise ValueError(
                     f"`{name}` must be partitioned as `{first}`; its row_starts are {starts}, not {expected}; "
                     f"`repartition({name}, {first}.row_starts)` moves its rows"
