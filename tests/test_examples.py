@@ -40,16 +40,12 @@ def test_the_quickstart_is_short():
     assert len((EXAMPLES / "quickstart.py").read_text().splitlines()) <= 150
 
 
-def test_learn_graph(tmp_path, capsys):
+def test_learn_graph(tmp_path):
     learn_graph = load("learn_graph", "matplotlib", "optax", "sklearn", "tqdm")
-    result = learn_graph.main(images=200, steps=5, draws=1, output=tmp_path)
-    out = capsys.readouterr().out
-    assert out.startswith("sparse_add (TensorFlow's SparseAdd)")
-    assert "A's values receive [0.1, 0.3, 0.4], B's values [0.2, 0.3]" in out
-    assert result.gradient_error < 1e-2
-    assert 0.5 < result.accuracy_before <= 1
-    assert 0.5 < result.accuracy_after <= 1
-    assert np.isfinite(result.steps_per_second)
+    result = learn_graph.main(images=200, steps=5, output=tmp_path)
+    assert all(0.5 < accuracy <= 1 for accuracy in (result.nearest, result.untrained, result.learnt))
+    assert np.isfinite(result.weights).all()
+    assert np.ptp(result.weights) > 0
     assert result.plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -127,100 +123,54 @@ def test_benchmark_says_what_compiling_needs(capsys, monkeypatch):
     assert "takes no --rounds and --no-extras" in capsys.readouterr().err
 
 
-def test_heat_equation(tmp_path, capsys):
+def test_heat_equation(tmp_path):
     heat_equation = load("heat_equation", "matplotlib", "optax", "scipy", "skfem", "tqdm")
-    result = heat_equation.main(refinements=2, steps=6, descent_steps=10, output=tmp_path)
-    assert "by jax.grad" in capsys.readouterr().out
+    result = heat_equation.main(refinements=2, steps=6, descent=10, output=tmp_path)
     assert result.state_error < 1e-4
-    assert result.state_error_double < 1e-10
-    assert result.gradient_error < 1e-6
-    assert result.field_error_after < 0.9 * result.field_error_constant <= 0.9 * result.field_error_before
-    assert np.isfinite(result.steps_per_second)
+    assert result.error_after < 0.9 * result.error_constant <= 0.9 * result.error_before
     assert result.plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_accumulate_gradients(tmp_path, capsys):
-    accumulate = load("accumulate_gradients", "matplotlib", "optax")
-    sizes = {"micro_batches": 4, "documents": 8, "width": 8, "steps": 3, "rounds": 2}
-    result = accumulate.main(2_000, (20_000,), **sizes, output=tmp_path)
-    out = capsys.readouterr().out
-    assert result.error < 1e-5
-    assert result.error_dense < 1e-5
+    accumulate = load("accumulate_gradients", "matplotlib", "optax", "tqdm")
+    result = accumulate.main((2_000, 20_000), micro_batches=4, documents=8, steps=3, output=tmp_path)
+    assert "100% of the values are NaN" in capsys.readouterr().out
     assert result.overflow.startswith("`nse` must be at least")
-    assert result.poisoned == 1
-    assert "rows are silently missing" in out
-    assert ": 0 rows are silently missing" not in out
-    sparse, dense = result.losses
-    np.testing.assert_allclose(sparse, dense, rtol=1e-5)
-    assert sparse[-1] < sparse[0]
-    assert all(np.isfinite(ratios).all() for ratios in result.slower.values())
-    assert result.larger[accumulate.DENSE][0] > 2
+    np.testing.assert_allclose(result.losses["sparse"], result.losses["dense"], rtol=1e-5)
+    assert result.megabytes["dense"][-1] > 2 * result.megabytes["sparse"][-1]
+    assert all(np.isfinite(each).all() for each in result.milliseconds.values())
     assert result.plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_sharded(tmp_path, capsys):
     sharded = load("sharded", "matplotlib", "scipy")
-    result = sharded.main(2_000, 20_000, 4_000, (4,), steps=3, rounds=1, output=tmp_path)
-    assert "communicates, forward and backward: nothing" in capsys.readouterr().out
-    assert result.skew_before > 2
-    assert result.skew_after < 1.2
-    assert result.moved_alike
-    assert result.sum_error == 0
-    assert result.gradient_error == 0
+    result = sharded.main(2_000, 20_000, steps=3, output=tmp_path)
+    assert "communicates: nothing" in capsys.readouterr().out
+    assert result.skews[0] > 2
+    assert result.skews[1] < 1.2
+    assert result.errors == (0, 0)
     assert result.collectives == []
     assert np.all(np.diff(result.losses) < 0)
-    assert all(np.isfinite(list(times.values())).all() for times in result.milliseconds.values())
+    assert np.isfinite(result.milliseconds).all()
     assert result.plot.read_bytes().startswith(b"\x89PNG")
 
 
-# What TensorFlow 2.21 gets right, and where it says that it cannot; all else is silently wrong.
-TENSORFLOW_RIGHT = {
-    "sum: sorted",
-    "sum: 48,000 entries",
-    "sum: threshold",
-    "gradient: sorted",
-    "gradient: threshold",
-    "SparseAddGrad: sorted",
-    "SparseAddGrad: 48,000 entries",
-    "dense + sparse: unsorted, duplicated",
-}
-TENSORFLOW_RAISES = {"sum: bfloat16", "sum: vector values", "vmap: results of two sizes"}
-
-
-def test_from_tensorflow(tmp_path, capsys, monkeypatch):
-    from_tensorflow = load("from_tensorflow", "matplotlib")
+def test_from_tensorflow(capsys, monkeypatch):
+    from_tensorflow = load("from_tensorflow")
     # One after the other in one test: most of the time is compilation, which the second run finds done.
     for installed in (False, True) if importlib.util.find_spec("tensorflow") else (False,):
         with monkeypatch.context() as patch:
             if not installed:
                 patch.setitem(sys.modules, "tensorflow", None)  # an import of it fails
-            result = from_tensorflow.main(output=tmp_path / str(installed))
-        out = capsys.readouterr().out
-
-        assert [case.name for case in result.cases if not case.ours_right] == []
-        assert {case.name for case in result.cases if case.tensorflow_right} == TENSORFLOW_RIGHT
-        assert {case.name for case in result.cases if str(case.tensorflow).startswith("raises")} == TENSORFLOW_RAISES
-        assert {case.name for case in result.cases} == set(from_tensorflow.RECORDED)
-        assert result.differences == []
-
-        assert all(case.recorded is not installed for case in result.cases)
-        assert ("RECORDED" in out) is not installed
-        assert f"TensorFlow {result.version}" in out
-        assert out.count("WRONG") == 9
-        # The lines shown are those that ran, beside each other.
-        assert "total = tf.sparse.add(first, second, thresh)" in out
-        assert "| total = jsg.sparse_add(a, x, shape, b, y, shape, thresh)\n" in out
-        assert "| return jsg.add(dense, BCOO((y, b), shape=shape))\n" in out
-        assert result.plot.read_bytes().startswith(b"\x89PNG")
+            losses, answers = from_tensorflow.main(steps=3)
+        assert len(losses) == 1 + installed
+        assert losses[0][0] > losses[0][-1]
+        np.testing.assert_allclose(losses[-1], losses[0], rtol=1e-5)
+        for answer in answers:
+            np.testing.assert_array_equal(answer.ours, answer.right)
+        assert capsys.readouterr().out.count("WRONG") == 8 * installed
 
 
-def test_from_tensorflow_notices_what_is_wrong_or_not_as_recorded(capsys):
-    from_tensorflow = load("from_tensorflow", "matplotlib")
-    task = from_tensorflow.TASKS[0]
-    case = from_tensorflow.solve(None, task._replace(ours=task.numpy), "unsorted")
-    mended = case._replace(tensorflow=case.truth)
-    assert (case.tensorflow_right, mended.tensorflow_right) == (False, True)
-    assert not case._replace(ours=case.tensorflow).ours_right
-    assert from_tensorflow.print_differences([case]) == []
-    assert from_tensorflow.print_differences([case, mended]) == ["sum: unsorted"]
-    assert "[1.0, 10.0, 22.0, 3.0]" in capsys.readouterr().out
+def test_no_example_is_long():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 220, path.name
