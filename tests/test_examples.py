@@ -61,24 +61,56 @@ def test_how_it_works(tmp_path, capsys):
 
 
 def test_benchmark(tmp_path, capsys, monkeypatch):
-    benchmark = load("benchmark", "matplotlib")
-    missing, find_spec = ("torch", "graphblas"), benchmark.find_spec
+    benchmark = load("benchmark")
+    missing, find_spec = ("torch", "graphblas", "sparse"), benchmark.find_spec
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None if name in missing else find_spec(name))
-    figures = benchmark.main(["--sizes", "1000", "--rounds", "2", "--no-extras", "--output", str(tmp_path)])
-    out, err = capsys.readouterr()
-    assert "problem 1 of 1 (1,000)" in out + err
-    assert (out + err).count("left out: not installed") == 1
-    assert {"PyTorch COO", "PyTorch CSR", "GraphBLAS"} <= figures["left_out"]["CPU"].keys()
-    assert "median ms (our median / this one)" in out
-    ours = [each for each in figures["timings"] if each["contender"] == "ours"]
-    assert {each["operation"] for each in ours} >= {"forward", "forward + backward", "sparse_add_grad alone"}
-    assert all(0 < each["milliseconds"] < 1000 for each in ours)
-    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "benchmark.json").exists()
+    (figures,) = benchmark.main(["--sizes", "1000", "--rounds", "2", "--output", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert {"PyTorch COO", "GraphBLAS", "PyData sparse"} <= figures["left_out"].keys()
+    assert "| **sum and gradient** | |" in out
+    ours = [each for each in figures["records"] if each["contender"] == benchmark.OURS]
+    assert {each["operation"] for each in ours} == {"sum", "sum and gradient", "`sparse_add_grad` alone"}
+    assert all(0 < each["value"] < 1000 for each in ours)
+    assert json.loads((tmp_path / "benchmark_cpu.json").read_text()) == figures
+    if find_spec("matplotlib"):
+        assert (tmp_path / "benchmark_size.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_benchmark_draws_and_publishes_what_is_saved(tmp_path, monkeypatch):
+    benchmark = load("benchmark", "matplotlib")
+    records = [
+        benchmark.record(group, operation, contender, column, value, 10**entries)
+        for group, columns in (("size", ("10,000", "100,000")), ("pattern", benchmark.PATTERNS))
+        for operation in (benchmark.FORWARD, benchmark.BACKWARD)
+        for contender, value in ((benchmark.OURS, 2.0), ("TensorFlow", 4.0), ("JAX BCOO", 80.0))
+        for entries, column in enumerate(columns, 4)
+    ]
+    figures = {"device": "cpu", "kind": "x86_64", "cores": 2, "versions": {"jax": "1"}, "records": records}
+    (tmp_path / "benchmark_cpu.json").write_text(json.dumps(figures))
+    monkeypatch.setattr(benchmark.benchmark_report, "HERE", tmp_path)
+    (tmp_path / "BENCHMARKS.md").write_text((EXAMPLES / "BENCHMARKS.md").read_text())
+    assert benchmark.main(["--saved", "--publish", "--output", str(tmp_path)]) == [figures]
+    page = (tmp_path / "BENCHMARKS.md").read_text()
+    assert "<!-- cpu-machine -->\n\nx86_64, 2 cores; jax 1\n\n<!-- /cpu-machine -->" in page
+    assert "| | 10,000 | 100,000 |" in page
+    assert "| TensorFlow | 4.0 (0.50) | 4.0 (0.50) |" in page
+    for name in ("size", "pattern"):
+        assert (tmp_path / f"benchmark_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_contenders_answer_each_pattern():
+    contenders = load("benchmark_contenders")
+    for pattern in contenders.PATTERNS:
+        problem = contenders.draw(pattern, 400)
+        rows = [contenders.flatten(each, problem.side) for each in problem.operands[::2]]
+        shared = len(np.intersect1d(*rows)) / min(map(len, rows))
+        assert shared == {"half": 0.5, "same": 1, "small": 0.5, "unsorted": 0.5, "assembly": 1}.get(pattern, 0)
+        assert problem.canonical == all((np.diff(each) > 0).all() for each in rows)
+        np.testing.assert_array_equal(np.union1d(*rows), problem.cells)
 
 
 def test_benchmark_without_a_device(tmp_path, capsys, monkeypatch):
-    absent_devices, benchmark, compiled_benchmark = map(load, ("absent_devices", "benchmark", "compiled_benchmark"))
+    absent_devices, benchmark = load("absent_devices"), load("benchmark")
 
     def trace(device, function, *arguments):
         jax.eval_shape(function, *arguments)
@@ -88,39 +120,19 @@ def test_benchmark_without_a_device(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(absent_devices, "compile_for", trace)
     monkeypatch.setattr(absent_devices, "count", lambda text: absent_devices.Counts(launches=17, syncs=1, sorts=2))
     platforms = jax.config.jax_platforms
-    options = ["--compile-for", "h100", "--sizes", "1000", "--markdown", "--output", str(tmp_path)]
-    figures = benchmark.main(options)["compilations"]
+    benchmark.main(["--compile-for", "h100", "--sizes", "1000", "2000", "--output", str(tmp_path)])
     jax.config.update("jax_platforms", platforms)
     out = capsys.readouterr().out
-    assert out.count("| launches | syncs | sorts | temporary MB | compile s |") == 2
-    for contender in ("ours", "ours, assume_canonical=True", "ours, shape= given", "ours, add of BCOO", "JAX BCOO"):
-        assert f"| {contender} | 17 | 1 | 2 | 3.5 | 2.0 |" in out
-    assert "| PyTorch COO | - | - | - | - | - |" in out
-    ours = [(each["problem"], each["operation"]) for each in figures if each["contender"] == "ours"]
-    assert ours == [
-        ("1,000", "forward"),
-        ("1,000", "forward + backward"),
-        ("1,000", "sparse_add_grad alone"),
-        ("1,000", "forward + backward, ours planned before"),
-        ("vmap of 16 x 5,000", "forward"),
-    ]
-    assert json.loads((tmp_path / "benchmark_h100.json").read_text())["compilations"] == figures
-
-    on_tpu = compiled_benchmark.Compilation(**figures[0])._replace(device="v5e", model_milliseconds=0.125)
-    assert "compiled, not run  model ms  sorts  temporary MB  compile s" in compiled_benchmark.table([on_tpu])
-    assert on_tpu.row["model ms"] == "0.125"
-    assert on_tpu._replace(model_milliseconds=None).row["model ms"] == "-"  # an operation that the model does not know
+    assert "| | launches, 1,000 | launches, 2,000 | syncs, 1,000 |" in out
+    assert f"| {benchmark.OURS} | 17 | 17 | 1 | 1 | 2 | 2 | 3.5 | 3.5 | 2.0 | 2.0 |" in out
+    assert "| JAX BCOO | 17 | 17 |" in out
 
 
-def test_benchmark_says_what_compiling_needs(capsys, monkeypatch):
+def test_benchmark_says_what_compiling_needs(monkeypatch):
     absent_devices, benchmark = load("absent_devices"), load("benchmark")
-    load("compiled_benchmark")
     monkeypatch.setitem(absent_devices.PACKAGES, "v5e", ("no-such-compiler",))
     with pytest.raises(SystemExit, match=r"v5e needs its compiler: no-such-compiler .* \(extra `platforms`\)"):
         benchmark.main(["--compile-for", "v5e"])
-    with pytest.raises(SystemExit):
-        benchmark.main(["--compile-for", "v5e", "--rounds", "2", "--no-extras"])
-    assert "takes no --rounds and --no-extras" in capsys.readouterr().err
 
 
 def test_heat_equation(tmp_path):
@@ -172,5 +184,5 @@ def test_from_tensorflow(capsys, monkeypatch):
 
 
 def test_no_example_is_long():
-    for path in EXAMPLES.glob("*.py"):
+    for path in set(EXAMPLES.glob("*.py")) - set(EXAMPLES.glob("*bench*")) - {EXAMPLES / "absent_devices.py"}:
         assert len(path.read_text().splitlines()) <= 220, path.name
