@@ -62,7 +62,7 @@ def machine(figures: dict[str, Any]) -> str:
 
 def number(value: float) -> str:
     """Two digits, without an exponent; all digits of whole numbers."""
-    decimals = 0 if isinstance(value, int) else max(0, 1 - int(np.floor(np.log10(max(value, 1e-4)))))
+    decimals = 0 if isinstance(value, int) else min(3, max(0, 1 - int(np.floor(np.log10(max(value, 1e-4))))))
     return f"{value:,.{decimals}f}"
 
 
