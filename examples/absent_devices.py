@@ -6,15 +6,12 @@
     >>> count(compiled.text).launches
     2
 
-The compilers are the real ones: XLA:GPU down to machine code, XLA:TPU down to bundles of instructions. Only the clock
-is missing. So compare counts. A GPU takes about 3 microseconds to launch a kernel, whatever that does, and 10 to 20 for
-a sync, in which the host reads a flag from the device while nothing runs. XLA:TPU brings a model of its costs along, in
-milliseconds. It charges a gather 4 KB for an element, as the hardware does, and a sort almost nothing. So compare
-programs of one kind by it, and count their sorts too.
+The compilers are the real ones; only the clock is missing, so compare counts. A GPU takes about 3 microseconds to
+launch a kernel, and 10 to 20 for a sync, in which the host reads a flag while nothing runs. XLA:TPU has a model of its
+costs, in milliseconds: it charges a gather 4 KB for an element, as the hardware does, and a sort almost nothing.
 
-Import this module before jax, or set JAX_PLATFORMS=cpu yourself: else jax looks for the devices themselves, with a
-warning at best. XLA_FLAGS hold for these compilers too, so leave them empty. Without a GPU, XLA cannot ask NVIDIA's CUB
-how much memory its sort needs, and writes a sort of its own: much more to launch than it would be there.
+Import this module before jax, or set JAX_PLATFORMS=cpu yourself, and leave XLA_FLAGS empty. Without a GPU, XLA writes a
+sort of its own instead of NVIDIA's: much more to launch than it would be there.
 """
 
 from __future__ import annotations
@@ -77,21 +74,13 @@ COLLECTIVES = re.compile(
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program for a device that is not there.
+    """A program for a device that is not there."""
 
-    text: the program, in XLA's notation (HLO).
-    seconds: what tracing, lowering and compiling took.
-    processor_seconds: the same, of all processors together; it varies less where other programs run.
-    temporary_bytes: memory on each device beside arguments and results.
-    model_milliseconds: the time by XLA:TPU's model of its costs. None on a GPU, and where the model does not know all
-        operations, which it counts as -1 second each.
-    """
-
-    text: str
-    seconds: float
-    processor_seconds: float
-    temporary_bytes: int
-    model_milliseconds: float | None
+    text: str  # in XLA's notation (HLO)
+    seconds: float  # to trace, lower and compile
+    processor_seconds: float  # the same, of all processors together; it varies less where other programs run
+    temporary_bytes: int  # on each device, beside arguments and results
+    model_milliseconds: float | None  # by XLA:TPU's model; None on a GPU, and where it does not know all operations
 
 
 @dataclass(frozen=True)
@@ -99,22 +88,14 @@ class Counts:
     """What a program does on its cheapest path: of each conditional, the branch with the fewest sorts and launches.
 
     What is in a loop counts in each of its rounds.
-
-    launches: kernels, copies and sorts. On a TPU, which launches the program as a whole, these are its steps.
-    syncs: on a GPU, times that the host waits for a flag: for each conditional, and for each loop of unknown length,
-        whose rounds count once here.
-    sorts: operations that sort.
-    loops: loops whose length is known only when they run. They count as `ROUNDS` rounds.
-    conditionals: conditionals.
-    collectives: operations that communicate, on all paths, each once.
     """
 
-    launches: int = 0
-    syncs: int = 0
+    launches: int = 0  # kernels, copies and sorts; on a TPU, which launches the program as a whole, its steps
+    syncs: int = 0  # on a GPU, times that the host waits for a flag: conditionals, and loops of unknown length
     sorts: int = 0
-    loops: int = 0
+    loops: int = 0  # of unknown length; they count as `ROUNDS` rounds
     conditionals: int = 0
-    collectives: int = 0
+    collectives: int = 0  # operations that communicate, on all paths, each once
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
@@ -149,14 +130,10 @@ def absent_devices(device: DeviceName, count: int = 1) -> tuple[jax.Device, ...]
 
 
 def compile_for(device: DeviceName, function: Callable[..., Any], *arguments: Any, devices: int = 1) -> Compiled:
-    """Compile a function for a device that is not there, or for several.
+    """Compile a function for one or several devices that are not there.
 
-    Args:
-      device: "h100" or "v5e".
-      function: what to compile. It is traced here and never run.
-      *arguments: arrays, `jax.ShapeDtypeStruct`s or pytrees of them. Only shapes and dtypes count. A `ShapeDtypeStruct`
-        that has a sharding over `absent_devices(device, devices)` keeps it; all else is replicated.
-      devices: for how many, up to 4 of a TPU.
+    Of the arguments, only shapes and dtypes count. A `jax.ShapeDtypeStruct` that has a sharding over
+    `absent_devices(device, devices)` keeps it; all else is replicated.
     """
     present = absent_devices(device, devices)
     replicated = NamedSharding(Mesh(np.array(present), ("devices",)), PartitionSpec())

@@ -9,7 +9,6 @@ All numbers are computed here, and compared with dense NumPy before anything is 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,26 +30,15 @@ BLUE, ORANGE, VIOLET = "#cfe2f6", "#fbdcb4", "#bda6e0"
 
 
 class Result(NamedTuple):
-    """What was computed, and where the picture was saved.
-
-    total: A + B.
-    gradients: of the loss by the stored values of A, of B and of the sum, as matrices with the pattern of each.
-    duplicated: how many entries JAX's own `A + B` stores.
-    plot: where the picture was saved.
-    """
+    """A + B; gradients by the stored values of A, of B and of the sum, as matrices; the picture."""
 
     total: BCOO
     gradients: tuple[BCOO, BCOO, BCOO]
-    duplicated: int
     plot: Path
 
 
 def main(*, output: str | Path | None = None) -> Result:
-    """Add, differentiate, compare with NumPy, and draw.
-
-    Args:
-      output: the folder for the picture; by default `output` beside this file. Made if missing.
-    """
+    """Add, differentiate, compare with NumPy, and draw into the folder `output`."""
     a, b = (BCOO.fromdense(jnp.array(matrix, jnp.float32)) for matrix in (A, B))
     total = jsg.add(a, b)
 
@@ -72,7 +60,7 @@ def main(*, output: str | Path | None = None) -> Result:
     plot = folder / "how_it_works.png"
     draw_plot(a, b, total, gradients, duplicated).savefig(plot, dpi=120)
     print(f"Picture saved to {plot}")
-    return Result(total, gradients, duplicated, plot)
+    return Result(total, gradients, plot)
 
 
 def check(total: BCOO, gradients: tuple[BCOO, ...]) -> None:
@@ -155,6 +143,4 @@ def say(axes: Axes, x: float, y: float, text: str, *, size: float = 12.5, va: st
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draw a sparse sum and its gradient.")
-    parser.add_argument("--output", type=Path, help="folder for the picture (default: output, beside this file)")
-    main(output=parser.parse_args().output)
+    main()

@@ -96,11 +96,11 @@ def unravel(keys: Keys, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
 
 
 def columns_as_words(rows: Any) -> Any:
-    """Keys of rows whose shape is not known: a zero, so that none is padding, and a word or two for each column.
+    """Keys of rows whose shape is not known: a word or two for each column. By numpy if the rows are numpy's.
 
-    Negative indices are the largest. By numpy if the rows are numpy's.
+    None is known to be padding. Negative indices are the largest.
     """
-    words = [rows[:, :0].sum(-1).astype(np.uint32)]
+    words = [] if rows.shape[1] else [rows[:, :0].sum(-1).astype(np.uint32)]
     for dim in range(rows.shape[1]):
         index = rows[:, dim]
         if index.dtype.itemsize == 8:
