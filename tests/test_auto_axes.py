@@ -9,8 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jax_sparse_grad as jsg
 from helpers.matrices import as_bcsr
+from helpers.meshes import mesh_of
 from helpers.samples import random_values
-from meshes import mesh_of
 
 BATCH, SHAPE, NSE = 8, (4, 5), 6
 

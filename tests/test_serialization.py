@@ -17,10 +17,10 @@ from jax import export
 
 import jax_sparse_grad as jsg
 from helpers.matrices import to_dense
+from helpers.meshes import mesh_of
 from helpers.samples import random_coo
+from helpers.shards import CASES, canonical, check_form, dense_of, host, make_mesh, random_matrix
 from jax_sparse_grad import sharded
-from meshes import mesh_of
-from shards import CASES, canonical, check_form, dense_of, host, make_mesh, random_matrix
 
 PROCESS = pathlib.Path(__file__).parent / "saved_process.py"
 SHAPE = (7, 9)

@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
 from helpers.matrices import to_dense
-from meshes import devices
+from helpers.meshes import devices
 
 SHAPE = (3, 4)
 A, VA = np.array([[2, 0], [0, 1], [0, 1]], np.int32), np.array([1, 2, 3], np.float32)  # out of order, with a duplicate

@@ -10,9 +10,9 @@ from jax import export
 from jax.sharding import PartitionSpec as P
 
 from helpers.compilations import compilations_of
+from helpers.meshes import mesh_of
 from helpers.samples import SHAPE, random_rows
 from jax_sparse_grad import _union
-from meshes import mesh_of
 
 NSE = 20
 
