@@ -17,7 +17,7 @@ from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from jax_sparse_grad import _containers, _sum, _validation, _weights
+from jax_sparse_grad import _arguments, _containers, _sum, _weights
 from jax_sparse_grad._auto_axes import call_on_auto_axes, explicit_mesh, merge_specs, spec_of
 from jax_sparse_grad._types import Dense, Operand, Shape, Sparse, Spec, SupportsJaxArray, Weights
 from jax_sparse_grad._weights import Weight
@@ -282,7 +282,7 @@ def sum_duplicates(
     Mirrors `BCOO.sum_duplicates`, where `remove_zeros` is True by default, and entries beyond `nse` are dropped
     silently.
     """
-    drop = _validation.as_flag("remove_zeros", remove_zeros)
+    drop = _arguments.as_flag("remove_zeros", remove_zeros)
     operand = _containers.as_operand(("x",), "x", x)
     if isinstance(operand, jax.Array):
         raise TypeError("`x` must be a BCOO or a BCSR, got an array; convert it with `BCOO.fromdense`")
@@ -329,7 +329,7 @@ def empty(
     Mirrors `jax.experimental.sparse.empty`, whose flags would change in the first step of a loop, which JAX does not
     allow.
     """
-    sizes = _validation.as_shape("shape", shape)
+    sizes = _arguments.as_shape("shape", shape)
     room, batches, dense = (
         _as_count(name, number) for name, number in (("nse", nse), ("n_batch", n_batch), ("n_dense", n_dense))
     )
@@ -340,11 +340,11 @@ def empty(
     sparse_sizes = sizes[batches : len(sizes) - dense]
     kind = _as_dtype("dtype", dtype)
     try:
-        _validation.as_numeric("dtype", np.zeros(0, kind))
+        _arguments.as_numeric("dtype", np.zeros(0, kind))
     except TypeError as error:
         raise TypeError(f"`dtype` must be one that sums support, got {kind}") from error
     row_kind = _row_dtype(sparse_sizes, index_dtype)
-    _validation.check_sizes_fit("shape", sparse_sizes, row_kind)
+    _arguments.check_sizes_fit("shape", sparse_sizes, row_kind)
     # numpy compiles nothing for a new length.
     rows = np.broadcast_to(np.asarray(sparse_sizes, row_kind), (*sizes[:batches], room, len(sparse_sizes)))
     data = np.zeros((*sizes[:batches], room, *sizes[len(sizes) - dense :]), kind)
@@ -352,7 +352,7 @@ def empty(
 
 
 def _as_count(name: str, number: Any) -> int:
-    count = _validation.as_nse(number, name)
+    count = _arguments.as_nse(number, name)
     if count is None:
         raise TypeError(f"`{name}` must be an int, got None")
     return count
@@ -362,7 +362,7 @@ def _row_dtype(sizes: tuple[int, ...], asked: Any) -> np.dtype:
     if asked is None:
         return _containers.index_dtype(sizes)
     dtype = _as_dtype("index_dtype", asked)
-    _validation.as_integers("index_dtype", np.zeros(0, dtype))
+    _arguments.as_integers("index_dtype", np.zeros(0, dtype))
     return dtype
 
 
@@ -382,7 +382,7 @@ def name_operands(operands: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
     single = isinstance(operands, jax.Array | np.ndarray | str | bytes | Mapping) or _containers.is_sparse(operands)
     if single or not isinstance(operands, Iterable):
         raise TypeError(
-            f"`operands` must be a list or tuple of operands (or another iterable), got {_validation.kind_of(operands)}"
+            f"`operands` must be a list or tuple of operands (or another iterable), got {_arguments.kind_of(operands)}"
         )
     operands = list(operands)
     if not operands:
@@ -400,9 +400,7 @@ def _add(
     weights: Sequence[Weight] = (),
     remove_zeros: bool = False,
 ) -> Any:
-    spec = Spec(
-        (), (), _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical), strict=False
-    )
+    spec = Spec((), (), _arguments.as_nse(nse), _arguments.as_flag("assume_canonical", assume_canonical), strict=False)
     signs = negated or [False] * len(operands)
     arrays = [_containers.as_operand(names, name, operand) for name, operand in zip(names, operands, strict=True)]
     given = arrays, list(weights)
@@ -456,14 +454,14 @@ def _add_operands(
     shape = whole[n_batch : n_batch + n_sparse]
 
     index_names = tuple(f"{name}.indices" for name in sparse)
-    indices = _validation.promote_indices(index_names, [_containers.indices_of(name, x) for name, x in sparse.items()])
-    _validation.check_shape_fits(f"{names[0]}.shape", shape, index_names[0], indices[0])
-    data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
+    indices = _arguments.promote_indices(index_names, [_containers.indices_of(name, x) for name, x in sparse.items()])
+    _arguments.check_shape_fits(f"{names[0]}.shape", shape, index_names[0], indices[0])
+    data = [_arguments.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
     if remove_zeros:
         indices = tuple(_containers.mark_zeros(rows, each, shape) for rows, each in zip(indices, data, strict=True))
 
     value_names, values = (*dense, *(f"{name}.data" for name in sparse)), (*dense.values(), *data)
-    _validation.check_devices((*index_names, *value_names), (*indices, *values))
+    _arguments.check_devices((*index_names, *value_names), (*indices, *values))
     places = [names.index(name) for name in (*dense, *sparse)]
     signs = [negated[k] for k in places]
     dtype, factors = _weights.in_dtype_of_sum(

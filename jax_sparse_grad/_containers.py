@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO, BCSR, JAXSparse
 
-from jax_sparse_grad import _validation
+from jax_sparse_grad import _arguments
 from jax_sparse_grad._batching import map_batches
 from jax_sparse_grad._concrete import is_concrete, put_like, read
-from jax_sparse_grad._guards import guard_indptr
+from jax_sparse_grad._data_checks import guard_indptr
 from jax_sparse_grad._types import Sparse
 
 
@@ -31,9 +31,9 @@ def index_dtype(shape: tuple[int, ...]) -> np.dtype:
 
 def without_wrappers(operand: Any) -> Any:
     """The content of a wrapper such as `flax.nnx.Param`, or a container whose arrays are not wrapped."""
-    operand = _validation.unwrap(operand)
+    operand = _arguments.unwrap(operand)
     if isinstance(operand, BCOO | BCSR):
-        bare = {part: _validation.unwrap(array) for part, array in vars(operand).items()}
+        bare = {part: _arguments.unwrap(array) for part, array in vars(operand).items()}
         if any(array is not getattr(operand, part) for part, array in bare.items()):
             operand = copy.copy(operand)
             vars(operand).update(bare)
@@ -57,7 +57,7 @@ def as_operand(names: Sequence[str], name: str, operand: Any) -> Sparse | jax.Ar
         raise TypeError(_refusal(names, name, operand, inner))
     if not listed and not jnp.issubdtype(operand.dtype, jnp.number):
         raise TypeError(f"`{name}` must have a numeric dtype, got {operand.dtype}")
-    return _validation.as_numeric(name, operand)
+    return _arguments.as_numeric(name, operand)
 
 
 def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]) -> str:
@@ -70,7 +70,7 @@ def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]
         return f"{got}; a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
     if hasattr(operand, "row_starts"):  # a `RowSharded`, whose module imports this one
         return f"{got}; call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`"
-    if _validation.is_plan(operand):
+    if _arguments.is_plan(operand):
         return f"{got}; a plan is called with the values of its operands: `plan(x.data, y.data)`"
     if isinstance(operand, JAXSparse):
         same = {
@@ -170,13 +170,13 @@ def _check_arrays(name: str, operand: Sparse) -> None:
 
 def indices_of(name: str, operand: Sparse) -> jax.Array:
     """Index rows `[*batch, nse, n_sparse]`."""
-    indices = _validation.as_integers(f"{name}.indices", operand.indices)
+    indices = _arguments.as_integers(f"{name}.indices", operand.indices)
     if isinstance(operand, BCOO):
         return indices
     shape = tuple(operand.shape[operand.n_batch :][:2])
-    indptr = _validation.as_integers(f"{name}.indptr", operand.indptr)
+    indptr = _arguments.as_integers(f"{name}.indptr", operand.indptr)
     dtype = _index_dtype_of(indices, indptr)
-    _validation.check_sizes_fit(f"{name}.shape", shape, dtype)
+    _arguments.check_sizes_fit(f"{name}.shape", shape, dtype)
     indptr = guard_indptr(f"{name}.indptr", indptr, operand.nse)
     if is_concrete(indices, indptr):
         rows = _rows_of(np, read(indices), read(indptr), shape, dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jax_sparse_grad import _sum, _validation
+from jax_sparse_grad import _arguments, _sum
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._batching import vary_alike
 from jax_sparse_grad._types import ArrayInput, Arrays, Shape, Spec
@@ -107,19 +107,19 @@ def sparse_add(
 
     Mirrors `tf.raw_ops.SparseAdd`, argument for argument.
     """
-    shape = _validation.as_shape("a_shape", a_shape)
-    other_shape = _validation.as_shape("b_shape", b_shape)
+    shape = _arguments.as_shape("a_shape", a_shape)
+    other_shape = _arguments.as_shape("b_shape", b_shape)
     if other_shape != shape:
         raise ValueError(f"`b_shape` must equal `a_shape`; got {other_shape} and {shape}")
     names = ("a_indices", "b_indices")
-    indices = _validation.as_common_indices(names, (a_indices, b_indices))
-    _validation.check_shape_fits("a_shape", shape, names[0], indices[0])
+    indices = _arguments.as_common_indices(names, (a_indices, b_indices))
+    _arguments.check_shape_fits("a_shape", shape, names[0], indices[0])
     value_names = ("a_values", "b_values")
-    values = _validation.as_common_values(value_names, (a_values, b_values), names, [rows.shape[0] for rows in indices])
-    _validation.check_devices((*names, *value_names), (*indices, *values))
-    dtype = _validation.common_dtype(value_names, values)
-    spec = Spec(names, shape, _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical))
-    limit = _validation.as_threshold(thresh)
+    values = _arguments.as_common_values(value_names, (a_values, b_values), names, [rows.shape[0] for rows in indices])
+    _arguments.check_devices((*names, *value_names), (*indices, *values))
+    dtype = _arguments.common_dtype(value_names, values)
+    spec = Spec(names, shape, _arguments.as_nse(nse), _arguments.as_flag("assume_canonical", assume_canonical))
+    limit = _arguments.as_threshold(thresh)
     if limit is None:
         union = _sum.find_union(spec, indices)
     else:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _validation
+from jax_sparse_grad import _arguments
 from jax_sparse_grad._concrete import evaluate_if_concrete, is_concrete, read
 
 Weight = complex | jax.Array | np.ndarray[Any, Any]
@@ -17,7 +17,7 @@ Weight = complex | jax.Array | np.ndarray[Any, Any]
 
 
 def as_weights(weights: Any, count: int) -> list[Weight]:
-    weights = _validation.unwrap(weights)
+    weights = _arguments.unwrap(weights)
     if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
         vector = read(weights) if is_concrete(weights) else weights
         listed = [vector[k] for k in range(vector.shape[0])]
@@ -35,13 +35,13 @@ def as_weights(weights: Any, count: int) -> list[Weight]:
 
 def _as_weight(name: str, weight: Any) -> Weight:
     """A Python number, whose dtype is weak, or an array without dimensions."""
-    weight = _validation.unwrap(weight)
+    weight = _arguments.unwrap(weight)
     if isinstance(weight, jax.Array | np.ndarray | np.generic):
         if weight.ndim:
             raise ValueError(f"`{name}` must be a scalar, got shape {weight.shape}")
         if not jnp.issubdtype(weight.dtype, jnp.number):
             raise TypeError(f"`{name}` must be a real or complex number, got dtype {weight.dtype}")
-        return weight if isinstance(weight, jax.Array) else _validation.as_numeric(name, np.asarray(weight))
+        return weight if isinstance(weight, jax.Array) else _arguments.as_numeric(name, np.asarray(weight))
     if isinstance(weight, bool) or not isinstance(weight, int | float | complex):
         raise TypeError(f"`{name}` must be a real or complex number, got {type(weight).__name__}")
     return weight
@@ -55,10 +55,10 @@ def in_dtype_of_sum(
     `places` are the numbers of the operands, for messages.
     """
     if not weights:
-        return _validation.common_dtype(names, values), []
+        return _arguments.common_dtype(names, values), []
     # A Python number may not fit the array that JAX would make of it: a zero takes its place.
     kinds = [_weak_zero(each) if isinstance(each, int | float | complex) else each for each in weights]
-    dtype = _validation.common_dtype((*names, *(f"weights[{k}]" for k in places)), [*values, *kinds])
+    dtype = _arguments.common_dtype((*names, *(f"weights[{k}]" for k in places)), [*values, *kinds])
     cast = [
         _number_as(f"weights[{k}]", weight, dtype) if isinstance(weight, int | float | complex) else _as(weight, dtype)
         for k, weight in zip(places, weights, strict=True)

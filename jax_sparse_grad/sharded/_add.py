@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex, overload
 import jax
 import numpy as np
 
-from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad import _arguments, _containers
 from jax_sparse_grad._add import name_operands
 from jax_sparse_grad._types import Dense, SupportsJaxArray
 from jax_sparse_grad.sharded import _engine
@@ -138,7 +138,7 @@ def _add_sharded(
     names: Sequence[str], operands: Sequence[Any], capacity: SupportsIndex | None, assume_canonical: bool
 ) -> RowSharded | jax.Array:
     room = as_capacity(capacity)
-    canonical = _validation.as_flag("assume_canonical", assume_canonical)
+    canonical = _arguments.as_flag("assume_canonical", assume_canonical)
     named = dict(zip(names, operands, strict=True))
     sparse = {name: x for name, x in named.items() if isinstance(x, RowSharded)}
     arrays = {name: _as_array(name, x, next(iter(sparse), None)) for name, x in named.items() if name not in sparse}
@@ -146,9 +146,9 @@ def _add_sharded(
         raise TypeError("one of the operands must be a `RowSharded`, got only arrays; add those with `+`")
     _containers.common_shape(names, [sparse.get(name, arrays.get(name)) for name in names])
     layout, starts, indices = common_pattern(sparse, alike=not arrays)
-    data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
+    data = [_arguments.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
     values, dense = tuple(data), tuple(arrays.values())
-    dtype = _validation.common_dtype(("values",), [*values, *dense])
+    dtype = _arguments.common_dtype(("values",), [*values, *dense])
     if dense:
         if room is not None:
             raise ValueError(f"`capacity` must not be given if an operand is dense: the sum is dense too; got {room}")
@@ -160,7 +160,7 @@ def _add_sharded(
 def _as_array(name: str, operand: Any, other: str | None) -> jax.Array:
     """A dense operand; `other` is the name of a sparse one, for messages."""
     if isinstance(operand, jax.Array | np.ndarray | list | tuple) or hasattr(operand, "__jax_array__"):
-        return _validation.as_numeric(name, operand)
+        return _arguments.as_numeric(name, operand)
     remedy = ""
     if hasattr(operand, "todense"):
         remedy = (

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad import _arguments, _keys
 from jax_sparse_grad._batching import at
 from jax_sparse_grad._concrete import call_concretely, is_concrete, read
 from jax_sparse_grad._types import HostMatrix
@@ -58,7 +58,7 @@ def balanced_row_starts(
     listed = operands if isinstance(operands, list | tuple) else [operands]
     if not listed:
         raise ValueError("`operands` must hold at least one operand")
-    count = _validation.as_nse(shards, "shards")
+    count = _arguments.as_nse(shards, "shards")
     rows: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     sizes: list[int] = []

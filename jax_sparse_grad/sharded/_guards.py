@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _validation
-from jax_sparse_grad._checks import guard
+from jax_sparse_grad import _arguments
+from jax_sparse_grad._checkify import guard
 from jax_sparse_grad._concrete import call_concretely, cast, is_concrete
-from jax_sparse_grad._guards import is_bad
+from jax_sparse_grad._data_checks import is_bad
 from jax_sparse_grad._types import Arrays
 from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards, own_range
 from jax_sparse_grad.sharded._operand import RowSharded
@@ -31,11 +31,11 @@ def common_pattern(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[
     """
     layout = layout_of_all(operands)
     names = [f"{name}.indices" for name in operands]
-    arrays = [_validation.as_integers(name, x.indices) for name, x in zip(names, operands.values(), strict=True)]
-    indices = _validation.promote_indices(names, arrays, layout.shards)
+    arrays = [_arguments.as_integers(name, x.indices) for name, x in zip(names, operands.values(), strict=True)]
+    indices = _arguments.promote_indices(names, arrays, layout.shards)
     dtype = indices[0].dtype
     first_name, *_ = operands
-    _validation.check_sizes_fit(f"{first_name}.shape", layout.shape, dtype)
+    _arguments.check_sizes_fit(f"{first_name}.shape", layout.shape, dtype)
     row_starts = tuple(cast(x.row_starts, dtype) for x in operands.values())
 
     def check() -> None:

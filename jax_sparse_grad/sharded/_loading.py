@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad import _arguments, _containers
 from jax_sparse_grad._concrete import read
 from jax_sparse_grad._types import HostMatrix, RowStarts, Shape
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
@@ -139,7 +139,7 @@ def from_shards(
 
     Mirrors `jax.make_array_from_callback`.
     """
-    whole = _validation.as_shape("shape", shape)
+    whole = _arguments.as_shape("shape", shape)
     if not callable(load):
         raise TypeError(
             f"`load` must be a function of two row numbers, got {type(load).__name__}; `partition` takes a whole matrix"
@@ -213,7 +213,7 @@ def _load_piece(load: Callable[[int, int], Any], start: int, stop: int, whole: t
         raise ValueError(f"`{name}` must have shape {(stop - start, *whole[1:])}, got {shape}")
     sizes = whole[: indices.shape[1]]
     dtype = _index_dtype(indices.dtype, sizes)
-    _validation.check_sizes_fit("shape", sizes, dtype)
+    _arguments.check_sizes_fit("shape", sizes, dtype)
     indices, values = _in_order(indices.astype(dtype), values)
     indices[:, 0] += np.asarray(start, dtype)  # writes to a copy: that of `astype`, or one of it
     return _Piece(indices, values, sizes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jax_sparse_grad import _validation
+from jax_sparse_grad import _arguments
 from jax_sparse_grad._types import BCOO, ArrayInput
 from jax_sparse_grad.sharded._mesh import Layout
 from jax_sparse_grad.sharded._saving import OnMesh
@@ -117,7 +117,7 @@ def with_values(
 ) -> RowSharded:
     """The `RowSharded` of a pattern and values `[shards * capacity, *dense]`."""
     refuse_unsharded("data", data)
-    values = _validation.as_values("data", data, indices.shape[0], "indices")
+    values = _arguments.as_values("data", data, indices.shape[0], "indices")
     return RowSharded(values, indices, row_starts, nnz, layout, values.shape[1:])
 
 

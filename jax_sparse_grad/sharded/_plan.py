@@ -8,7 +8,7 @@ from typing import SupportsIndex
 
 import jax
 
-from jax_sparse_grad import _validation
+from jax_sparse_grad import _arguments
 from jax_sparse_grad._types import ArrayInput
 from jax_sparse_grad._union import Union
 from jax_sparse_grad.sharded import _engine
@@ -105,7 +105,7 @@ class ShardedPlan(OnMesh):
         for k, array in enumerate(values):
             refuse_unsharded(f"values[{k}]", array)
         nnz = [slots.shape[0] for slots in self.union.slots]
-        arrays, dtype = _validation.as_plan_values(values, nnz, ".indices")
+        arrays, dtype = _arguments.as_plan_values(values, nnz, ".indices")
         return _engine.add_planned(self.layout, ShardedPattern(self.union, self.sound), arrays, dtype)
 
     def with_data(self, data: ArrayInput) -> RowSharded:
@@ -171,11 +171,11 @@ def plan_sparse_add(
     for k, x in enumerate(operands):
         if not isinstance(x, RowSharded):
             raise TypeError(
-                f"`operands[{k}]` must be a `RowSharded`, got {_validation.kind_of(x)}; "
+                f"`operands[{k}]` must be a `RowSharded`, got {_arguments.kind_of(x)}; "
                 "`partition` makes one from a matrix; pass several one by one, not in a list"
             )
     room = as_capacity(capacity)
-    canonical = _validation.as_flag("assume_canonical", assume_canonical)
+    canonical = _arguments.as_flag("assume_canonical", assume_canonical)
     named = {f"operands[{k}]": x for k, x in enumerate(operands)}
     layout, starts, indices = common_pattern(named, alike=True)
     pattern = _engine.plan(layout, room, canonical, starts, indices)

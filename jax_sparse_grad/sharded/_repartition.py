@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_sparse_grad import _keys, _validation, _values
+from jax_sparse_grad import _arguments, _keys, _values
 from jax_sparse_grad._batching import at
 from jax_sparse_grad._concrete import call_concretely, is_concrete
 from jax_sparse_grad._keys import NONE
@@ -77,22 +77,22 @@ def repartition(
     Mirrors no operation of JAX: `jax.device_put` moves slots, not rows.
     """
     if not isinstance(x, RowSharded):
-        raise TypeError(f"`x` must be a `RowSharded`, got {_validation.kind_of(x)}; `partition` makes one")
+        raise TypeError(f"`x` must be a `RowSharded`, got {_arguments.kind_of(x)}; `partition` makes one")
     room = as_capacity(capacity)
     layout = layout_of_all({"x": x})
     if row_starts is None:
         if not is_concrete(x.indices, x.row_starts, x.nnz):
             raise TypeError("`row_starts` must be given if `x` is traced; choose them outside of `jit`")
         row_starts = balanced_row_starts(dataclasses.replace(x, data=x.indices))
-    indices = _validation.as_integers("x.indices", x.indices)
-    data = _validation.as_numeric("x.data", x.data)
+    indices = _arguments.as_integers("x.indices", x.indices)
+    data = _arguments.as_numeric("x.data", x.data)
     if is_concrete(row_starts) or isinstance(row_starts, RowSharded):
         row_starts = as_row_starts(row_starts, layout.shape[0], layout.shards).astype(indices.dtype)
         concrete = is_concrete(indices)
         starts = replicate(x.mesh, row_starts) if concrete else jnp.asarray(row_starts)
     else:
         concrete = False
-        starts = _validation.as_integers("row_starts", row_starts).astype(indices.dtype)
+        starts = _arguments.as_integers("row_starts", row_starts).astype(indices.dtype)
         if starts.shape != (layout.shards + 1,):
             raise ValueError(f"`row_starts` must have shape {(layout.shards + 1,)}; got {starts.shape}")
     if concrete:

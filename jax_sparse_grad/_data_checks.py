@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._batching import map_batches
-from jax_sparse_grad._checks import guard
+from jax_sparse_grad._checkify import guard
 from jax_sparse_grad._concrete import is_concrete, read
 from jax_sparse_grad._types import Spec
 
