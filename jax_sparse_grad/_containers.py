@@ -20,7 +20,7 @@ from jax.experimental.sparse import BCOO, BCSR, JAXSparse
 from jax_sparse_grad import _arguments
 from jax_sparse_grad._batching import map_batches
 from jax_sparse_grad._concrete import is_concrete, put_like, read
-from jax_sparse_grad._data_checks import guard_indptr
+from jax_sparse_grad._data_checks import check_indptr
 from jax_sparse_grad._types import Sparse
 
 
@@ -177,7 +177,7 @@ def indices_of(name: str, operand: Sparse) -> jax.Array:
     indptr = _arguments.as_integers(f"{name}.indptr", operand.indptr)
     dtype = _index_dtype_of(indices, indptr)
     _arguments.check_sizes_fit(f"{name}.shape", shape, dtype)
-    indptr = guard_indptr(f"{name}.indptr", indptr, operand.nse)
+    indptr = check_indptr(f"{name}.indptr", indptr, operand.nse)
     if is_concrete(indices, indptr):
         rows = _rows_of(np, read(indices), read(indptr), shape, dtype)
         return put_like([indices, indptr], rows, operand.n_batch)

@@ -976,7 +976,7 @@ class TestRefusals:
         assert message(x, x) == message(jnp.ones(x.shape), x) == ""
         bad = BCOO((x.data, x.indices.at[2, 4].set(jnp.array([0, -1]))), shape=x.shape)
         for other in (x, jnp.ones(x.shape)):
-            assert "must not be negative; row 4 is [ 0 -1]" in message(other, bad)
+            assert "`y.indices[2]` must not be negative; row 4 is [ 0 -1]" in message(other, bad)
         assert "`nse` must be at least" in message(x, x, nse=2)
         assert "must be sorted and unique" in message(x, x, assume_canonical=True)
         matrix = BCSR((jnp.ones(3), jnp.arange(3), jnp.array([0, 3, 2])), shape=(2, 3))

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _arguments
-from jax_sparse_grad._checkify import guard
+from jax_sparse_grad import _arguments, _checkify
 from jax_sparse_grad._concrete import call_concretely, cast, is_concrete
 from jax_sparse_grad._data_checks import is_bad
 from jax_sparse_grad._types import Arrays
@@ -45,7 +44,7 @@ def common_pattern(operands: Mapping[str, RowSharded], *, alike: bool) -> tuple[
                     f"`{name}` must be partitioned as `{first_name}`; its row_starts are {{starts}}, not {{expected}}; "
                     f"`repartition({name}, {first_name}.row_starts)` moves its rows"
                 )
-                guard((), _are_equal(starts, row_starts[0]), message, starts=starts, expected=row_starts[0])
+                _checkify.check((), _are_equal(starts, row_starts[0]), message, starts=starts, expected=row_starts[0])
             check_rows(layout, name, starts, rows)
 
     if is_concrete(indices, row_starts):
@@ -64,7 +63,7 @@ def check_rows(layout: Layout, name: str, row_starts: jax.Array | None, rows: ja
     message = f"`{name}.indices` must lie in [0, {layout.shape}), or equal {layout.shape} in padding"
     if row_starts is not None:
         message += ", and in shard {shard} have rows {low} ... {high} - 1 (`repartition` moves rows to their shards)"
-    guard((), ok, message + "; entry {entry} of shard {shard} is {indices}", **facts)
+    _checkify.check((), ok, message + "; entry {entry} of shard {shard} is {indices}", **facts)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -97,7 +96,7 @@ def check_sum_fits(layout: Layout, nnz: jax.Array, capacity: int, bound: int) ->
         "`capacity` must be at least {nnz}, the number of distinct entries of the sum in shard {shard}; "
         f"got {capacity}"
     )
-    guard((), most <= capacity, message, nnz=most, shard=shard)
+    _checkify.check((), most <= capacity, message, nnz=most, shard=shard)
 
 
 def exact_capacity(layout: Layout, nnz: jax.Array) -> int:
