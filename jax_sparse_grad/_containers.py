@@ -70,7 +70,7 @@ def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]
         return f"{got}; a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
     if hasattr(operand, "row_starts"):  # a `RowSharded`, whose module imports this one
         return f"{got}; call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`"
-    if _arguments.is_plan(operand):
+    if kind in ("SparseAddPlan", "ShardedPlan"):
         return f"{got}; a plan is called with the values of its operands: `plan(x.data, y.data)`"
     if isinstance(operand, JAXSparse):
         same = {
