@@ -187,16 +187,16 @@ def _read(name: str, array: Any, part: str) -> np.ndarray:
 def _read_list(name: str, nested: Any) -> np.ndarray:
     """Nested lists of numbers, and of numpy's arrays, as an array."""
     expected, kind = f"`{name}` must be an array or a nested list of numbers", type(nested).__name__
+    is_pair = isinstance(nested, tuple) and len(nested) == 2
+    remedy = "; a sparse operand is `BCOO((data, indices), shape=...)`" if is_pair else ""
     for each in _kinds(nested):
         if issubclass(each, jax.Array | jax.core.Tracer):
-            raise TypeError(f"{expected}, got a {kind} of JAX arrays; pass `jnp.stack({name})`")
+            raise TypeError(f"{expected}, got a {kind} of JAX arrays; pass `jnp.stack({name})`{remedy}")
         if not issubclass(each, _NUMBERS):  # numpy would read containers element by element
             raise TypeError(f"{expected}, got a {kind} that holds {each.__name__}")
     try:
         host = np.asarray(nested)
     except ValueError:
-        pair = isinstance(nested, tuple) and len(nested) == 2
-        remedy = "; a sparse operand is `BCOO((data, indices), shape=...)`" if pair else ""
         raise TypeError(f"{expected}, got a {kind} of unequal lengths{remedy}") from None
     return as_host_array(name, host)
 
@@ -226,6 +226,8 @@ def _check_integer(name: str, dtype: np.dtype) -> None:
         remedy = f"if these are indices, and not values, cast them with `{name}.astype(int)`"
         if dtype == np.bool_:
             remedy = "convert a mask with `np.argwhere(mask)`"
+        elif dtype == jax.dtypes.float0:
+            remedy = "pass the indices themselves"
         raise TypeError(f"`{name}` must have an integer dtype, got {_name_of(dtype)}; {remedy}")
 
 
