@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.core import Tracer
 
 from jax_sparse_grad._concrete import cast, is_concrete, put_like, read
 from jax_sparse_grad._types import Threshold
@@ -190,7 +191,7 @@ def _read_list(name: str, nested: Any) -> np.ndarray:
     is_pair = isinstance(nested, tuple) and len(nested) == 2
     remedy = "; a sparse operand is `BCOO((data, indices), shape=...)`" if is_pair else ""
     for each in _kinds(nested):
-        if issubclass(each, jax.Array | jax.core.Tracer):
+        if issubclass(each, jax.Array | Tracer):
             raise TypeError(f"{expected}, got a {kind} of JAX arrays; pass `jnp.stack({name})`{remedy}")
         if not issubclass(each, _NUMBERS):  # numpy would read containers element by element
             raise TypeError(f"{expected}, got a {kind} that holds {each.__name__}")

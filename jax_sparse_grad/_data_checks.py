@@ -27,7 +27,7 @@ def check_operands(spec: Spec, indices: Sequence[Any]) -> tuple[Any, ...]:
 
     Traced rows are also checked for the order that `assume_canonical` asserts.
     """
-    shape = spec.shape if spec.strict else None
+    shape = None if spec.beyond_is_padding else spec.shape
     checked = tuple(check_rows(name, rows, shape) for name, rows in zip(spec.names, indices, strict=True))
     if not spec.canonical or is_concrete(checked):
         return checked

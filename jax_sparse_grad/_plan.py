@@ -283,6 +283,6 @@ def _plan_of_matrices(operands: Sequence[Any], shape: Shape | None, spec: Spec) 
     rows = [_containers.indices_of(name, x) for name, x in named.items()]
     indices = _arguments.promote_indices(names, rows)
     _arguments.check_shape_fits(f"{next(iter(named))}.shape", sizes, names[0], indices[0])
-    union = _sum.find_union(spec._replace(names=names, shape=sizes, strict=False), indices)
+    union = _sum.find_union(spec._replace(names=names, shape=sizes, beyond_is_padding=True), indices)
     compressed = _containers.compress_if_all_are(list(named.values()), union.indices, sizes)
     return SparseAddPlan(union, sizes, compressed)

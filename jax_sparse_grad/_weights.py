@@ -48,20 +48,20 @@ def _as_weight(name: str, weight: Any) -> Weight:
 
 
 def in_dtype_of_sum(
-    names: Sequence[str], values: Sequence[jax.Array], places: Sequence[int], weights: Sequence[Weight]
+    names: Sequence[str], values: Sequence[jax.Array], numbers: Sequence[int], weights: Sequence[Weight]
 ) -> tuple[np.dtype, list[Any]]:
     """The dtype of the sum of values times their weights, and the weights in this dtype; none if there are none.
 
-    `places` are the numbers of the operands, for messages.
+    `numbers` are those of the operands, for messages.
     """
     if not weights:
         return _arguments.common_dtype(names, values), []
     # A Python number may not fit the array that JAX would make of it: a zero takes its place.
     kinds = [_weak_zero(each) if isinstance(each, int | float | complex) else each for each in weights]
-    dtype = _arguments.common_dtype((*names, *(f"weights[{k}]" for k in places)), [*values, *kinds])
+    dtype = _arguments.common_dtype((*names, *(f"weights[{k}]" for k in numbers)), [*values, *kinds])
     cast = [
         _number_as(f"weights[{k}]", weight, dtype) if isinstance(weight, int | float | complex) else _as(weight, dtype)
-        for k, weight in zip(places, weights, strict=True)
+        for k, weight in zip(numbers, weights, strict=True)
     ]
     return dtype, cast
 
