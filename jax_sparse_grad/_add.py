@@ -455,5 +455,5 @@ def _add_operands(
         return _sum.add_to_dense(spec, tuple(dense.values()), indices, data, dtype, negated=signs, weights=factors)
     union = _sum.find_union(spec, indices)
     total = _sum.add_values(union, data, dtype, negated=signs, weights=factors)
-    compressed = _containers.compress_if_all_are(list(sparse.values()), union.indices, shape)
+    compressed = _containers.compress_if_all_bcsr(list(sparse.values()), union.indices, shape)
     return _containers.as_matrix(total, union.indices, compressed, full_shape)

@@ -121,10 +121,9 @@ def as_array(
     if isinstance(array, jax.Array) and array.dtype == dtype:
         return array
     if is_concrete(array):
-        host = as_host_array(name, read(array))
+        host = as_host_array(name, read(array), copy=True)  # JAX keeps aligned memory instead of copying it
         try:
-            # JAX keeps aligned memory, hence the copy. Unlike `jnp.asarray`, this compiles nothing for a new shape.
-            placed: jax.Array = put_like([array], np.array(host))
+            placed: jax.Array = put_like([array], host)  # unlike `jnp.asarray`, compiles nothing for a new shape
         except (TypeError, ValueError) as error:
             raise TypeError(f"`{name}` must have a dtype that JAX has, got {array.dtype}") from error
         return placed
@@ -137,7 +136,7 @@ def as_array(
     return jax.lax.convert_element_type(array, dtype)
 
 
-def as_host_array(name: str, array: np.ndarray) -> np.ndarray:
+def as_host_array(name: str, array: np.ndarray, *, copy: bool = False) -> np.ndarray:
     """An array of numpy in the dtype that JAX uses for it, in which no integer may change its value."""
     dtype = _canonical(array.dtype)
     if jnp.issubdtype(dtype, jnp.integer) and dtype != array.dtype and array.size:
@@ -145,7 +144,7 @@ def as_host_array(name: str, array: np.ndarray) -> np.ndarray:
         if least < limits.min or most > limits.max:
             got = least if least == most else f"values from {least} to {most}"
             raise ValueError(f"`{name}` must fit {dtype}, got {got}; set `jax_enable_x64` to use 64-bit integers")
-    return array.astype(dtype, copy=False)
+    return array.astype(dtype, copy=copy)
 
 
 def _canonical(dtype: np.dtype) -> np.dtype:
@@ -412,7 +411,9 @@ def as_threshold(thresh: Any) -> Threshold | None:
     number, dtype = read(thresh), _canonical(thresh.dtype)
     if np.isnan(number):
         raise ValueError("`thresh` must not be NaN")
+    if number <= 0:
+        return None
     if is_integer and number > jnp.iinfo(dtype).max:
         dtype = _canonical(np.dtype(np.float64))
     with np.errstate(over="ignore"):
-        return number.astype(dtype) if number > 0 else None
+        return number.astype(dtype)

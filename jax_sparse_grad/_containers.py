@@ -221,7 +221,7 @@ def as_matrix(values: jax.Array, indices: jax.Array, compressed: Compressed | No
     return BCSR((values, *compressed), shape=shape, indices_sorted=True, unique_indices=True)
 
 
-def compress_if_all_are(operands: Sequence[Sparse], indices: jax.Array, sizes: tuple[int, ...]) -> Compressed | None:
+def compress_if_all_bcsr(operands: Sequence[Sparse], indices: jax.Array, sizes: tuple[int, ...]) -> Compressed | None:
     """Canonical index rows `[*batch, nse, 2]` as a BCSR stores them, if all operands are BCSR."""
     compressed = [x for x in operands if isinstance(x, BCSR)]
     if len(compressed) < len(operands):

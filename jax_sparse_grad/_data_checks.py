@@ -43,7 +43,7 @@ def check_rows(name: str, rows: T, shape: tuple[int, ...] | None) -> T:
     A shape is given for indices that people write by hand. In JAX's containers, any row beyond the shape is padding.
     """
     array: Any = read(rows) if is_concrete(rows) else rows
-    if 0 in array.shape[:-1]:
+    if 0 in array.shape[:-1] or (is_concrete(rows) and not is_bad(array, shape).any()):
         return rows
     find = _find_bad_row if is_concrete(rows) else _find_bad_row_traced
     ok, content, (*batch, row) = find(array, shape)

@@ -213,7 +213,8 @@ def plan_sparse_add(
       shape: the sparse shape of all operands, static. Not needed for matrices, which know their shape.
       nse: the number of elements that the sum stores, static. By default the exact number if all indices are concrete
         (also inside `jit` if they are closed over), otherwise the sum of all `nnz_k`, which is always enough.
-      assume_canonical: a promise that all indices are sorted and unique, with padding only at the end. Skips the check.
+      assume_canonical: assert that all indices are sorted and unique, with padding only at the end. Their order is then
+        not looked at: if the assertion is false, the plan is wrong, which only `checkify` reports.
 
     Returns:
       A `SparseAddPlan`: `plan(*values)` adds, and `plan.with_data(data)` makes a matrix of the result.
@@ -284,5 +285,5 @@ def _plan_of_matrices(operands: Sequence[Any], shape: Shape | None, spec: Spec) 
     indices = _arguments.promote_indices(names, rows)
     _arguments.check_shape_fits(f"{next(iter(named))}.shape", sizes, names[0], indices[0])
     union = _sum.find_union(spec._replace(names=names, shape=sizes, beyond_is_padding=True), indices)
-    compressed = _containers.compress_if_all_are(list(named.values()), union.indices, sizes)
+    compressed = _containers.compress_if_all_bcsr(list(named.values()), union.indices, sizes)
     return SparseAddPlan(union, sizes, compressed)

@@ -74,8 +74,8 @@ def sparse_add(
         components). Dropped entries have gradient 0. NaN is kept. `thresh` itself has no gradient.
       nse: the number of elements that the sum stores, static. By default the exact number if everything it depends on
         is concrete (also inside `jit` if closed over), otherwise `nnz_a + nnz_b`, which is always enough.
-      assume_canonical: a promise that both operands are sorted and unique, with padding only at the end. Skips the
-        check.
+      assume_canonical: assert that both operands are sorted and unique, with padding only at the end. Their order is
+        then not looked at: if the assertion is false, the sum is wrong, which only `checkify` reports.
 
     Returns:
       `SparseAddOutput(sum_indices [nse, ndims], sum_values [nse, *dense], sum_shape)`, lexicographically sorted and
@@ -119,11 +119,11 @@ def sparse_add(
     _arguments.check_devices((*names, *value_names), (*indices, *values))
     dtype = _arguments.common_dtype(value_names, values)
     spec = Spec(names, shape, _arguments.as_nse(nse), _arguments.as_flag("assume_canonical", assume_canonical))
-    limit = _arguments.as_threshold(thresh)
-    if limit is None:
+    threshold = _arguments.as_threshold(thresh)
+    if threshold is None:
         union = _sum.find_union(spec, indices)
     else:
-        union = _sum.find_union_above(spec, indices, values, limit, dtype)
+        union = _sum.find_union_above(spec, indices, values, threshold, dtype)
     kinds = _Kinds(dtype, tuple(np.dtype(each.dtype) for each in values))
     return SparseAddOutput(union.indices, _sparse_add(kinds, *vary_alike((union, values))), shape)
 

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad import _arguments
-from jax_sparse_grad._concrete import evaluate_if_concrete, is_concrete, read
+from jax_sparse_grad._concrete import cast, is_concrete, read
 
 Weight = complex | jax.Array | np.ndarray[Any, Any]
 """A number, or an array without dimensions."""
 
 
 def as_weights(weights: Any, count: int) -> list[Weight]:
+    """One weight for each operand."""
     weights = _arguments.unwrap(weights)
     if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
         vector = read(weights) if is_concrete(weights) else weights
@@ -56,24 +57,19 @@ def in_dtype_of_sum(
     """
     if not weights:
         return _arguments.common_dtype(names, values), []
-    # A Python number may not fit the array that JAX would make of it: a zero takes its place.
+    # A zero in place of each Python number, which may not fit the array that JAX would make of it.
     kinds = [_weak_zero(each) if isinstance(each, int | float | complex) else each for each in weights]
     dtype = _arguments.common_dtype((*names, *(f"weights[{k}]" for k in numbers)), [*values, *kinds])
-    cast = [
-        _number_as(f"weights[{k}]", weight, dtype) if isinstance(weight, int | float | complex) else _as(weight, dtype)
+    factors = [
+        _number_as(f"weights[{k}]", weight, dtype) if isinstance(weight, int | float | complex) else cast(weight, dtype)
         for k, weight in zip(numbers, weights, strict=True)
     ]
-    return dtype, cast
+    return dtype, factors
 
 
 def _weak_zero(number: complex) -> Any:
     """A zero that promotes as a Python number does, and is one."""
     return type(number)(0)
-
-
-def _as(weight: Any, dtype: np.dtype) -> Any:
-    with evaluate_if_concrete(weight):
-        return weight.astype(dtype)
 
 
 def _number_as(name: str, number: complex, dtype: np.dtype) -> np.ndarray:
