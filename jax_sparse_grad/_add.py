@@ -313,6 +313,9 @@ def empty(
       >>> total.data.tolist()
       [2.0, 3.0, 3.0, 0.0, 0.0]
 
+    Under `shard_map`, JAX wants a loop's carry to vary over the mesh from the start, as what is added to it does:
+    `jax.lax.pcast(jsg.empty(...), axis, to="varying")` (up to jax 0.8, `jax.lax.pvary(jsg.empty(...), axis)`).
+
     Mirrors `jax.experimental.sparse.empty`, whose flags would change in the first step of a loop, which JAX does not
     allow.
     """

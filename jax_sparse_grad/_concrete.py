@@ -64,9 +64,10 @@ def put_like(arrays: Sequence[Any], tree: Any, n_batch: int = 0) -> Any:
     """
     sharding = next((each.sharding for each in arrays if isinstance(each, jax.Array) and each.committed), None)
 
+    if not isinstance(sharding, NamedSharding):
+        return call_concretely(lambda: jax.device_put(tree, sharding))
+
     def put(leaf: Any) -> jax.Array:
-        if not isinstance(sharding, NamedSharding):
-            return jax.device_put(leaf, sharding)
         spec = [names if size > 1 else None for names, size in zip(sharding.spec[:n_batch], leaf.shape, strict=False)]
         return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 

@@ -3,6 +3,8 @@
 XLA:CPU compiles a `lax.while_loop` of scalars, `dynamic_slice` and `dynamic_update_slice` into one native function: 4
 to 7 ns a step. What to know about such loops:
 
+- By XLA's cost model, a step may read and write a few hundred bytes; if it is more, each operation becomes a call. A
+  test holds that there are none such.
 - Indices are unsigned: for signed ones JAX adds a comparison and a selection to every slice.
 - What is carried lies in memory: few scalars, and two steps in a body.
 - A body writes before it reads, or XLA copies the whole array. So a count that is read and then written is written in
@@ -11,15 +13,18 @@ to 7 ns a step. What to know about such loops:
 - Write unconditionally what a later step overwrites.
 - `vmap` would make vectors of the scalars: `sequential_vmap` loops over the batch instead.
 
-    keys of one or two lists
-       | two that ascend strictly     a merge
-       | else                         a radix sort of each that is out of order, and a merge in which keys may repeat
-       | one                          a radix sort, and numbering
-    slots                             for each entry the number of its key among the distinct ones in order
+    keys of some lists
+       | a few that ascend strictly     a merge
+       | a few, not all in order        a radix sort of each that is not, and a merge in which keys may repeat
+       | more                           the same of all in one list
+    slots                               for each entry the number of its key among the distinct ones in order
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,17 +34,21 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys
-from jax_sparse_grad._batching import vary_alike
+from jax_sparse_grad._batching import at, vary_alike
 from jax_sparse_grad._keys import NONE, ONES, Keys
 
 U = np.uint32
+Scalar = jax.Array | np.uint32
 
-BLOCK = 16  # entries copied at once where one list is behind the other, or both are the same
+BLOCK = 16  # words of the entries copied at once where one list is behind the other, or both are the same
 STEPS = 256  # single steps between two looks for such blocks; 64 take a third longer where there are none
-DIGIT = 11  # bits that a pass of the radix sort looks at, at most
+WEAK, STRICT = U(1), U(2)  # orders of keys
+AT_ONCE = 32  # words of the keys compared with their neighbours in a step
+MOST_MERGED = 4  # lists: 4 of 10^5 keys take a fifth of the time of a sort; of 6, XLA may not make one function
+DIGIT, DIGITS = 8, 256  # bits that a pass of the radix sort looks at; their values
 
 
-def _read(array: jax.Array, index: jax.Array, size: int = 1) -> jax.Array:
+def _read(array: Any, index: Scalar, size: int = 1) -> jax.Array:
     return lax.dynamic_slice(array, (index,), (size,))
 
 
@@ -47,7 +56,7 @@ def _read_key(keys: Keys, index: jax.Array) -> Keys:
     return tuple(_read(word, index)[0] for word in keys)
 
 
-def _write(array: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:
+def _write(array: jax.Array, index: Scalar, value: Scalar) -> jax.Array:
     return lax.dynamic_update_slice(array, value.reshape(-1), (index,))
 
 
@@ -61,208 +70,308 @@ def _pad(keys: Keys) -> Keys:
     return tuple(lax.pad(word, ONES, [(0, BLOCK + STEPS, 0)]) for word in keys)
 
 
-def merge(a: Keys, b: Keys, *, unique: bool) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """The slots of the keys of two ascending lists among their distinct keys (uint32), and how many of these there are.
+def _order(keys: Keys) -> jax.Array:
+    """`STRICT` if each key is larger than the one before it, where padding may repeat; `WEAK` if none is smaller; or 0.
 
-    Both lists end with what `_pad` adds. Slots of padding mean nothing. `unique`: no key repeats within a list.
+    A loop, because XLA would compute the keys again for whatever compares them.
     """
-    ahead = np.arange(BLOCK, dtype=U)
+    at_once = max(AT_ONCE // len(keys), 1)
 
-    def more(i: jax.Array, j: jax.Array) -> jax.Array:
-        return (_read(a[0], i)[0] != ONES) | (_read(b[0], j)[0] != ONES)
+    def look(state: Any) -> Any:
+        i, order = state
+        before, after = (tuple(_read(word, i + U(k), at_once) for word in keys) for k in (0, 1))
+        larger = _keys.is_less(before, after) | _keys.is_padding(after)
+        orders = jnp.where(_keys.is_less(after, before), U(0), WEAK + larger.astype(U))
+        return i + U(at_once), jnp.minimum(order, jnp.min(orders))
 
-    def take_one(state: Any) -> Any:
-        i, j, k, a_slots, b_slots = state
-        x, y = _read_key(a, i), _read_key(b, j)
-        a_slots, b_slots = _write(a_slots, i, k), _write(b_slots, j, k)  # what is not taken is overwritten later
-        of_a, of_b = ~_keys.is_less(y, x), ~_keys.is_less(x, y)
-        i, j = i + of_a.astype(U), j + of_b.astype(U)
-        if unique:
-            return i, j, k + ((x[0] != ONES) | (y[0] != ONES)).astype(U), a_slots, b_slots
-        low = tuple(jnp.where(of_a, p, q) for p, q in zip(x, y, strict=True))
-        repeats = _keys.is_equal(_read_key(a, i), low) | _keys.is_equal(_read_key(b, j), low)
-        return i, j, k + (~repeats).astype(U), a_slots, b_slots
-
-    def look(i: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Whether a block of a lies before b, one of b before a, or both are the same."""
-        (a0, b0), (a1, b1) = ((_read_key(a, i + U(k)), _read_key(b, j + U(k))) for k in (0, BLOCK - 1))
-        blocks = (tuple(_read(word, at, BLOCK) for word in keys) for keys, at in ((a, i), (b, j)))
-        same = _keys.is_equal(a0, b0) & ~_keys.is_padding(a1) & jnp.all(_keys.is_equal(*blocks))
-        return _keys.is_less(a1, b0), _keys.is_less(b1, a0), same
-
-    def take_block(state: Any) -> Any:
-        i, j, k, a_slots, b_slots = state
-        of_a, of_b, _ = look(i, j)
-        a_slots, b_slots = _write(a_slots, i, k + ahead), _write(b_slots, j, k + ahead)
-        step = U(BLOCK)
-        return i + jnp.where(of_b, U(0), step), j + jnp.where(of_a, U(0), step), k + step, a_slots, b_slots
-
-    def take_some(state: Any) -> Any:
-        if unique:
-            state = lax.while_loop(
-                lambda state: more(state[0], state[1]) & jnp.any(jnp.stack(look(state[0], state[1]))), take_block, state
-            )
-        return lax.fori_loop(0, STEPS // 2, lambda _, state: take_one(take_one(state)), state)
-
-    start = (U(0), U(0), U(0), jnp.zeros_like(a[0]), jnp.zeros_like(b[0]))
-    *_, count, a_slots, b_slots = _loop(lambda state: more(state[0], state[1]), take_some, start, a)
-    return (a_slots, b_slots), count
-
-
-def argsort(keys: Keys) -> jax.Array:
-    """The stable order of keys, uint32, by a radix sort, which takes no step if they are in order."""
-    size = keys[0].shape[0]
-    falls = jnp.any(_keys.is_less(tuple(word[1:] for word in keys), tuple(word[:-1] for word in keys)))
-    unsorted = jnp.where(falls, U(size), U(0))
-    order = jnp.arange(size, dtype=U)
-    for k, word in enumerate(reversed(keys)):
-        digits = word[order] if k else word
-        for shift in range(0, 32, DIGIT):
-            digits, order = _sort_by_digit(digits, order, shift, min(DIGIT, 32 - shift), unsorted)
+    last = keys[0].shape[0] - at_once - 1
+    order: jax.Array = _loop(lambda state: (state[0] < U(last)) & (state[1] > U(0)), look, (U(0), STRICT), keys)[1]
     return order
 
 
-def _sort_by_digit(
-    keys: jax.Array, order: jax.Array, shift: int, bits: int, count: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The first `count` keys and numbers, stably sorted by some bits of the keys."""
+def _more(lists: Sequence[Keys], places: Sequence[jax.Array]) -> jax.Array:
+    """Whether a key is left in a list from its place on."""
+    firsts = (_read(keys[0], i)[0] for keys, i in zip(lists, places, strict=True))
+    return functools.reduce(operator.or_, (first != ONES for first in firsts))
+
+
+def _take(lists: Sequence[Keys], places: Sequence[jax.Array]) -> tuple[Keys, Sequence[jax.Array]]:
+    """The least of the keys at a place of each list, and the places behind it in the lists that have it there."""
+    firsts = [_read_key(keys, i) for keys, i in zip(lists, places, strict=True)]
+    least = functools.reduce(_keys.lesser, firsts)
+    return least, [i + _keys.is_equal(key, least).astype(U) for key, i in zip(firsts, places, strict=True)]
+
+
+def _repeat(step: Callable[[Any], Any], state: Any, lists: Sequence[Keys]) -> Any:
+    """Many steps of a merge; two in a body, if that is not too much for one native function."""
+    at_once = 2 if len(lists) * len(lists[0]) <= 2 else 1
+    body = lambda _, state: functools.reduce(lambda state, _: step(state), range(at_once), state)  # noqa: E731
+    return lax.fori_loop(0, STEPS // at_once, body, state)
+
+
+def merge(lists: Sequence[Keys]) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """The slots of the keys of strictly ascending lists among their distinct keys, and how many these are; uint32.
+
+    All lists end with what `_pad` adds. Slots of padding mean nothing.
+    """
+    count, block = len(lists), max(BLOCK // len(lists[0]), 1)
+
+    def step(state: Any) -> Any:
+        places, slot, slots = state[:count], state[count], state[count + 1 :]
+        # What is not taken is overwritten later.
+        slots = [_write(each, i, slot) for each, i in zip(slots, places, strict=True)]
+        least, places = _take(lists, places)
+        return *places, slot + (~_keys.is_padding(least)).astype(U), *slots
+
+    def look(state: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of two lists, whether a block of the first lies before the second, or the reverse, or both are the same."""
+        (a, b), (i, j) = lists, state[:2]
+        (a0, b0), (a1, b1) = ((_read_key(a, i + U(k)), _read_key(b, j + U(k))) for k in (0, block - 1))
+        blocks = (tuple(_read(word, at, block) for word in keys) for keys, at in ((a, i), (b, j)))
+        same = ~_keys.is_padding(a1) & jnp.all(_keys.is_equal(*blocks))
+        return _keys.is_less(a1, b0), _keys.is_less(b1, a0), same
+
+    def take_block(state: Any) -> Any:
+        of_a, of_b, _ = look(state)
+        i, j, slot, a_slots, b_slots = state
+        ahead = slot + np.arange(block, dtype=U)
+        a_slots, b_slots = _write(a_slots, i, ahead), _write(b_slots, j, ahead)
+        size = U(block)
+        return i + jnp.where(of_b, U(0), size), j + jnp.where(of_a, U(0), size), slot + size, a_slots, b_slots
+
+    def body(state: Any) -> Any:
+        if count == 2:
+            more = lambda state: _more(lists, state[:2]) & functools.reduce(operator.or_, look(state))  # noqa: E731
+            state = lax.while_loop(more, take_block, state)
+        return _repeat(step, state, lists)
+
+    start = (*[U(0)] * (count + 1), *(jnp.zeros_like(keys[0]) for keys in lists))
+    state = _loop(lambda state: _more(lists, state[:count]), body, start, lists[0])
+    return state[count + 1 :], state[count]
+
+
+def merge_spans(keys: Keys, order: jax.Array, begins: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """`merge` of ascending spans of one list in which keys may repeat. Slots are where the keys were before sorting."""
+    lists = [keys] * len(begins)
+
+    def step(state: Any) -> Any:
+        *places, slot, slots = state
+        for i in places:
+            slots = _write(slots, _read(order, i)[0], slot)
+        least, places = _take(lists, places)
+        again = (_keys.is_equal(_read_key(keys, i), least) for i in places)
+        return *places, slot + (~functools.reduce(operator.or_, again)).astype(U), slots
+
+    start = (*map(U, begins), U(0), jnp.zeros_like(order))
+    *_, count, slots = _loop(
+        lambda state: _more(lists, state[:-2]), lambda state: _repeat(step, state, lists), start, keys
+    )
+    return slots, count
+
+
+def sort_spans(keys: Keys, ends: Sequence[int], unsorted: jax.Array) -> tuple[Keys, jax.Array]:
+    """The keys of a list, sorted between one end and the next, and where each was before (uint32).
+
+    A stable radix sort. `unsorted` tells for each span whether it has to be sorted; others take no time.
+    """
+    begins = np.array([0, *ends[:-1]], U)
+    order = jnp.arange(keys[0].shape[0], dtype=U)
+    for k, word in enumerate(reversed(keys)):
+
+        def sort_twice(n: jax.Array, state: Any) -> Any:
+            pair, spare, table = state
+            number, half = n // U(2), n % U(2)
+            begin, end = _read(begins, number)[0], _read(np.array(ends, U), number)[0]
+            span = begin, jnp.where(_read(unsorted, number)[0], end, begin)
+            shift = half * U(2 * DIGIT)
+            spare, table = _sort_by_digit(shift, span, pair, spare, table)
+            pair, table = _sort_by_digit(shift + U(DIGIT), span, spare, pair, table)
+            return pair, spare, table
+
+        words = word[order] if k else word
+        spare, table = (jnp.zeros_like(words),) * 2, (jnp.zeros(DIGITS + 1, U),) * 2
+        start = vary_alike(((words, order), spare, table, keys))[:-1]
+        (words, order), *_ = lax.fori_loop(U(0), U(2 * len(ends)), sort_twice, start)
+    return (words,) if len(keys) == 1 else tuple(word[order] for word in keys), order
+
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+def _sort_by_digit(shift: jax.Array, span: Pair, source: Pair, target: Pair, table: Pair) -> tuple[Pair, Pair]:
+    """Words and the numbers beside them, those in a span written to the target in the order of one digit; stable.
+
+    The table has two rows of a number for each digit. The first is zero before and after.
+    """
+    (begin, end), (words, _), (counts, places) = span, source, table
 
     def digit(i: jax.Array) -> jax.Array:
-        return ((_read(keys, i) >> U(shift)) & U((1 << bits) - 1))[0]
+        return ((_read(words, i) >> shift) & U(DIGITS - 1))[0]
 
     def tally(state: Any) -> Any:
-        i, counts, late, number = state
-        counts = _write(counts, late, number)
+        i, counts, late, count = state
+        counts = _write(counts, late, count)
         own = digit(i)
         return i + U(1), counts, own, _read(counts, own) + U(1)
 
-    def place(state: Any) -> Any:
-        i, begins, late, number, new_keys, new_order = state
-        begins = _write(begins, late, number)
+    def add_up(state: Any) -> Any:  # `jnp.cumsum` takes a tenth of a second to compile
+        i, place, counts, places = state
+        counts, places = _write(counts, i - U(1), U(0)), _write(places, i, place)
+        return i + U(1), place + _read(counts, i), counts, places
+
+    def move(state: Any) -> Any:
+        i, places, late, place, moved = state
+        places = _write(places, late, place)
         own = digit(i)
-        to = _read(begins, own)
-        new_keys, new_order = _write(new_keys, to[0], _read(keys, i)), _write(new_order, to[0], _read(order, i))
-        return i + U(1), begins, own, to + U(1), new_keys, new_order
+        to = _read(places, own)
+        moved = tuple(_write(each, to[0], _read(x, i)) for each, x in zip(moved, source, strict=True))
+        return i + U(1), places, own, to + U(1), moved
 
-    nowhere = U(1 << bits), jnp.zeros(1, U)  # where what is written late is written first
-    start: tuple[Any, ...] = (U(0), jnp.zeros((1 << bits) + 1, U), *nowhere)
-    _, counts, late, number = _loop(lambda state: state[0] < count, tally, start, (keys,))
-    counts = _write(counts, late, number)[:-1]
-    begins = jnp.append(jnp.cumsum(counts, dtype=U) - counts, U(0))
-    start = (U(0), begins, *nowhere, keys, order)
-    *_, new_keys, new_order = _loop(lambda state: state[0] < count, place, start, (keys,))
-    return new_keys, new_order
+    def loop(first: Scalar, last: Scalar, body: Callable[[Any], Any], *start: Any) -> Any:
+        return _loop(lambda state: state[0] < last, body, (first, *start), (words,))[1:]
 
-
-def _number(keys: Keys, order: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each key its number among the distinct ones (uint32), and how many there are, given their order."""
-    size = keys[0].shape[0]
-
-    def step(state: Any) -> Any:
-        i, last, number, numbers = state
-        at = _read(order, i)[0]
-        key = _read_key(keys, at)
-        number = number + (~_keys.is_equal(key, last)).astype(U)
-        return i + U(1), key, number, _write(numbers, at, number)
-
-    first = _read_key(keys, order[0])
-    start = (U(0), first, U(0), jnp.zeros(size, U))
-    _, last, number, numbers = _loop(lambda state: state[0] < U(size), step, start, keys)
-    return numbers, number + (~_keys.is_padding(last)).astype(U)
+    late = U(DIGITS), jnp.zeros(1, U)  # at first, no digit's
+    counts, *late = loop(begin, end, tally, counts, *late)
+    _, counts, places = loop(U(0), U(DIGITS + 1), add_up, begin.reshape(1), _write(counts, *late), places)
+    places, _, _, moved = loop(begin, end, move, places, U(DIGITS), jnp.zeros(1, U), target)
+    return moved, (counts, places)
 
 
 def find_slots(lists: Sequence[Keys], *, canonical: bool = False) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """For each of one or two lists the slot of each key among the distinct ones of both, and their number, int32.
+    """For each list the slot of each key among the distinct ones of all, `NONE` for padding; and their number, int32.
 
-    `NONE` for padding. Lists may be in any order, and keys may repeat. `canonical`: all ascend strictly, with padding
-    last, which need not be looked at.
+    Lists may be in any order, and keys may repeat. `canonical`: all ascend strictly, with padding last, which need not
+    be looked at.
     """
-    sizes = [keys[0].shape[0] for keys in lists]
-    if not sum(sizes):
-        return tuple(keys[0].astype(np.int32) for keys in lists), jnp.zeros_like(lists[0][0], np.int32, shape=())
-    if 0 in sizes:
-        ((alone,), count) = find_slots([_keys.join(lists)])
-        return tuple(alone[:size] for size in sizes), count
-    slots: tuple[jax.Array, ...]
-    if len(lists) == 1:
-        numbers, count = _number(lists[0], argsort(lists[0]))
-        return (_without_padding(lists[0], numbers),), count.astype(np.int32)
-    a, b = map(_pad, lists)
+    if len(lists) > MOST_MERGED:
+        (joined,), number = find_slots([_keys.join(lists)])
+        return tuple(jnp.split(joined, np.cumsum([keys[0].shape[0] for keys in lists])[:-1])), number
+    padded = list(map(_pad, lists))
 
-    def merge_all() -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        return merge(a, b, unique=True)
-
-    def sort_first() -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        orders = [argsort(keys) for keys in (a, b)]
-        in_order = (tuple(word[order] for word in keys) for keys, order in zip((a, b), orders, strict=True))
-        slots, count = merge(*in_order, unique=False)
-        a_slots, b_slots = (jnp.zeros_like(x).at[order].set(x) for x, order in zip(slots, orders, strict=True))
-        return (a_slots, b_slots), count
+    def sort_and_merge(orders: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        ends = list(itertools.accumulate(keys[0].shape[0] for keys in padded))
+        keys, order = sort_spans(_keys.join(padded), ends, orders < WEAK)
+        slots, count = merge_spans(keys, order, [0, *ends[:-1]])
+        return tuple(jnp.split(slots, ends[:-1])), count
 
     if canonical:
-        slots, count = merge_all()
+        slots, count = merge(padded)
     else:
-        ascend = jnp.all(_keys.ascend_strictly(a)) & jnp.all(_keys.ascend_strictly(b))
-        slots, count = lax.cond(ascend, merge_all, sort_first)
-    found = tuple(_without_padding(keys, each[: keys[0].shape[0]]) for keys, each in zip(lists, slots, strict=True))
-    return found, count.astype(np.int32)
+        orders = jnp.stack(list(map(_order, padded)))
+        slots, count = lax.cond(jnp.all(orders == STRICT), lambda: merge(padded), lambda: sort_and_merge(orders))
+    found = (
+        jnp.where(_keys.is_padding(keys), NONE, each.astype(np.int32)) for keys, each in zip(padded, slots, strict=True)
+    )
+    sizes = (keys[0].shape[0] for keys in lists)
+    return tuple(each[:size] for each, size in zip(found, sizes, strict=True)), count.astype(np.int32)
 
 
-def _without_padding(keys: Keys, slots: jax.Array) -> jax.Array:
-    return jnp.where(_keys.is_padding(keys), NONE, slots.astype(np.int32))
+def locate_rows(total: jax.Array, lists: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """`locate` of index rows whose shape is not known: keys of one word if all rows of the sum fit that."""
+    if total.shape[0] == 0 or total.shape[1] < 2 or total.dtype.itemsize > 4:
+        return locate(_keys.columns_as_words(total), [_keys.columns_as_words(rows) for rows in lists])
+    largest = _largest(total.astype(U))
+    fits, size = jnp.ones_like(total, bool, shape=()), jnp.ones_like(total, U, shape=())
+    for dim in range(total.shape[1]):
+        fits &= largest[dim] < ONES // size  # size * (largest + 1) <= ONES, without overflow
+        size = jnp.where(fits, size * (largest[dim] + U(1)), U(1))
+
+    def pack(rows: jax.Array) -> Keys:
+        word, inside = jnp.zeros_like(rows, U, shape=rows.shape[:1]), jnp.ones_like(rows, bool, shape=rows.shape[:1])
+        for dim in range(rows.shape[1]):
+            index = rows[:, dim].astype(U)
+            word, inside = word * (largest[dim] + U(1)) + index, inside & (index <= largest[dim])
+        return (jnp.where(inside, word, ONES),)
+
+    def locate_by(keys_of: Callable[[jax.Array], Keys]) -> tuple[jax.Array, ...]:
+        return locate(keys_of(total), [keys_of(rows) for rows in lists])
+
+    return lax.cond(fits, lambda: locate_by(pack), lambda: locate_by(_keys.columns_as_words))
+
+
+def _largest(rows: jax.Array) -> jax.Array:
+    """The maximum of each column; XLA would take one element after the other."""
+    size, ndims = rows.shape
+    padded = lax.pad(rows, U(0), [(0, AT_ONCE, 0), (0, 0, 0)])
+
+    def step(state: Any) -> Any:
+        i, most = state
+        return i + U(AT_ONCE), jnp.maximum(most, lax.dynamic_slice(padded, (i, U(0)), (AT_ONCE, ndims)))
+
+    start = (U(0), jnp.zeros_like(rows, shape=(AT_ONCE, ndims)))
+    return jnp.max(_loop(lambda state: state[0] < U(size), step, start, (rows,))[1], axis=0)
 
 
 def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
-    """For each of two lists the place of each key in an ascending one, `NONE` where it is not there.
+    """For each list the place of each key in an ascending one, `NONE` where it is not there.
 
-    One walk along all three, if both lists ascend strictly; else a binary search. Not `jnp.searchsorted`, which goes
-    through memory in each of its rounds: the walk takes a tenth of its time.
+    By `jnp.searchsorted`; but if the list ascends too, by a walk along both, in a tenth of its time.
     """
-    nse, sizes = total[0].shape[0], [keys[0].shape[0] for keys in lists]
-    table, (a, b) = _pad(total), map(_pad, lists)
+    table = _pad(total)
 
-    def walk() -> tuple[jax.Array, ...]:
-        def step(state: Any) -> Any:
-            i, j, place, a_places, b_places = state
-            a_places, b_places = _write(a_places, i, place), _write(b_places, j, place)
-            key, x, y = _read_key(table, place), _read_key(a, i), _read_key(b, j)
-            behind = _keys.is_less(x, key) | _keys.is_less(y, key)
-            i = i + (~_keys.is_less(key, x) & (i < U(sizes[0]))).astype(U)
-            j = j + (~_keys.is_less(key, y) & (j < U(sizes[1]))).astype(U)
-            return i, j, place + (~behind).astype(U), a_places, b_places
+    def locate_in_order(keys: Keys) -> jax.Array:
+        size, padded = keys[0].shape[0], _pad(keys)
+        return lax.cond(
+            _order(padded) >= WEAK, lambda: _walk(table, padded)[:size], lambda: _search(table, padded)[:size]
+        )
 
-        start = (U(0), U(0), U(0), *(jnp.full_like(keys[0], U(nse)) for keys in (a, b)))
-        return _loop(lambda s: (s[2] < U(nse)) & ((s[0] < U(sizes[0])) | (s[1] < U(sizes[1]))), step, start, a)[3:]
-
-    def bisect() -> tuple[jax.Array, ...]:
-        return tuple(_bisect(table, nse, keys) for keys in (a, b))
-
-    ascend = [jnp.all(_keys.is_less(tuple(x[:-1] for x in keys), tuple(x[1:] for x in keys))) for keys in lists]
-    found = lax.cond(ascend[0] & ascend[1], walk, bisect)
-    places = []
-    for keys, each, size in zip(lists, found, sizes, strict=True):
-        place = each[:size]
-        is_there = (place < U(nse)) & _keys.is_equal(tuple(word[place] for word in table), keys)
-        places.append(jnp.where(is_there, place.astype(np.int32), NONE))
-    return tuple(places)
+    return tuple(map(locate_in_order, lists))
 
 
-def _bisect(table: Keys, nse: int, keys: Keys) -> jax.Array:
-    """The number of the first `nse` keys of a table that are less than each key."""
+def _walk(table: Keys, keys: Keys) -> jax.Array:
+    """The place of each key in a table, if both ascend and end with what `_pad` adds."""
+    block = max(BLOCK // len(keys), 2)
+    nse, size = (each[0].shape[0] - BLOCK - STEPS for each in (table, keys))
+
+    def more(i: jax.Array, place: jax.Array) -> jax.Array:
+        return (i < U(size)) & (place < U(nse))
 
     def step(state: Any) -> Any:
-        i, places = state
-        key = _read_key(keys, i)
+        i, place, places = state
+        key, entry = _read_key(keys, i), _read_key(table, place)
+        places = _write(places, i, jnp.where(_keys.is_equal(key, entry), place, U(NONE)))
+        return i + (~_keys.is_less(entry, key)).astype(U), place + _keys.is_less(entry, key).astype(U), places
 
-        def halve(bounds: Any) -> Any:
-            low, high = bounds
-            middle = (low + high) >> U(1)
-            less = _keys.is_less(_read_key(table, middle), key)
-            return jnp.where(less, middle + U(1), low), jnp.where(less, high, middle)
+    def look(state: Any) -> tuple[jax.Array, jax.Array]:
+        """Whether a block of the table lies before the key, and whether both have the same block."""
+        i, place, _ = state
+        blocks = (tuple(_read(word, at, block) for word in each) for each, at in ((table, place), (keys, i)))
+        next_to_last, last = (_read_key(table, place + U(block - k)) for k in (2, 1))
+        # Of rows that repeat, which are padding, the first is to be found.
+        same = jnp.all(_keys.is_equal(*blocks)) & _keys.is_less(next_to_last, last)
+        return _keys.is_less(last, _read_key(keys, i)), same
 
-        low, _ = _loop(lambda bounds: bounds[0] < bounds[1], halve, (U(0), U(nse)), keys)
-        return i + U(1), _write(places, i, low)
+    def take_block(state: Any) -> Any:
+        before, _ = look(state)
+        i, place, places = state
+        places = _write(places, i, place + np.arange(block, dtype=U))  # overwritten later if the block is skipped
+        return i + jnp.where(before, U(0), U(block)), place + U(block), places
 
-    size = keys[0].shape[0]
-    places: jax.Array = _loop(lambda state: state[0] < U(size), step, (U(0), jnp.zeros_like(keys[0])), keys)[1]
-    return places
+    def body(state: Any) -> Any:
+        worth = lambda state: more(*state[:2]) & functools.reduce(operator.or_, look(state))  # noqa: E731
+        return _repeat(step, lax.while_loop(worth, take_block, state), [keys])
+
+    start = U(0), U(0), jnp.full_like(keys[0], U(NONE))
+    places = _loop(lambda state: more(*state[:2]), body, start, keys)[2]
+    return jnp.where(places < U(nse), places.astype(np.int32), NONE)
+
+
+def _search(table: Keys, keys: Keys) -> jax.Array:
+    """The place of each key in a table that ascends and ends with what `_pad` adds."""
+    place = jnp.searchsorted(table[0], keys[0]) if len(keys) == 1 else _bisect(table, keys)
+    found = _keys.is_equal(tuple(at(word, place) for word in table), keys) & (place < table[0].shape[0] - BLOCK - STEPS)
+    return jnp.where(found, place.astype(np.int32), NONE)
+
+
+def _bisect(table: Keys, keys: Keys) -> jax.Array:
+    """`jnp.searchsorted` for keys of several words."""
+
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) >> U(1)
+        less = (low < high) & _keys.is_less(tuple(at(word, middle) for word in table), keys)
+        return jnp.where(less, middle + U(1), low), jnp.where(less, high, middle)
+
+    size = table[0].shape[0]
+    start = vary_alike((jnp.zeros_like(keys[0]), jnp.full_like(keys[0], U(size)), table))[:2]
+    return lax.fori_loop(0, size.bit_length(), halve, start)[0]

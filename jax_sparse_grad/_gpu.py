@@ -91,7 +91,10 @@ def _merge(a: Keys, b: Keys, nse: int) -> tuple[Keys, tuple[jax.Array, ...], jax
 
 
 def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
-    """For each list the place of each key in an ascending one, `NONE` where it is not there."""
+    """For each list the place of each key in an ascending one, `NONE` where it is not there.
+
+    Not by `jnp.searchsorted`: its unrolled rounds make 34 kernels where these make 8.
+    """
     queries = _keys.join(lists)
     strides = [(jnp.int32(stride), jnp.int32(most)) for stride, most in _strides(total[0].shape[0])]
     place = _descend(total, queries, strides, jnp.int32(0))

@@ -57,7 +57,7 @@ def is_entry(rows: Any, shape: tuple[int, ...]) -> Any:
     """Whether each index row `[..., ndims]` lies inside a shape, `[...]` bool; by numpy if the rows are numpy's."""
     inside = rows[..., :0].sum(-1) == 0  # of a scalar tensor, every row
     for dim, size in enumerate(shape):
-        unsigned = np.dtype(f"uint{max(8, jnp.iinfo(rows.dtype).bits)}")  # a negative index becomes too large
+        unsigned = np.dtype(f"uint{8 * rows.dtype.itemsize}")  # a negative index becomes too large
         inside &= rows[..., dim].astype(unsigned) < unsigned.type(size)
     return inside
 
@@ -94,15 +94,18 @@ def unravel(keys: Keys, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
     return jnp.stack(columns, axis=1) if columns else jnp.zeros((keys[0].shape[0], 0), dtype)
 
 
-def columns_as_words(rows: jax.Array) -> Keys:
-    """Keys of rows whose shape is not known: a word or two for each column. Negative indices are the largest."""
-    words = []
+def columns_as_words(rows: Any) -> Any:
+    """Keys of rows whose shape is not known: a word or two for each column. By numpy if the rows are numpy's.
+
+    None is known to be padding. Negative indices are the largest.
+    """
+    words = [] if rows.shape[1] else [rows[:, :0].sum(-1).astype(np.uint32)]
     for dim in range(rows.shape[1]):
         index = rows[:, dim]
         if index.dtype.itemsize == 8:
             words.append((index >> np.asarray(32, index.dtype)).astype(np.uint32))
         words.append(index.astype(np.uint32))
-    return tuple(words) or (rows.sum(-1).astype(np.uint32),)  # zeros, as the rows are empty
+    return tuple(words)
 
 
 def is_padding(keys: Keys) -> jax.Array:
@@ -121,6 +124,14 @@ def is_less(a: Keys, b: Keys) -> jax.Array:
 def is_equal(a: Keys, b: Keys) -> jax.Array:
     """Whether all words of a and b agree."""
     return functools.reduce(operator.and_, (x == y for x, y in zip(a, b, strict=True)))
+
+
+def lesser(a: Keys, b: Keys) -> Keys:
+    """The lesser of a and b."""
+    if len(a) == 1:
+        return (jnp.minimum(a[0], b[0]),)
+    less = is_less(b, a)
+    return tuple(jnp.where(less, y, x) for x, y in zip(a, b, strict=True))
 
 
 def ascend_strictly(keys: Keys) -> jax.Array:

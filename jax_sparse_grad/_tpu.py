@@ -49,7 +49,10 @@ def find_union(lists: Sequence[Keys], nse: int, sort: Sort = at_once) -> tuple[K
 
 
 def locate(total: Keys, lists: Sequence[Keys], sort: Sort = at_once) -> tuple[jax.Array, ...]:
-    """For each list the place of each key in an ascending one, `NONE` where it is not there."""
+    """For each list the place of each key in an ascending one, `NONE` where it is not there.
+
+    Not by `jnp.searchsorted`, which gathers or sorts several times.
+    """
     size, sizes = total[0].shape[0], [keys[0].shape[0] for keys in lists]
     words, order = sort(_keys.join([total, *lists]))
     starts = _starts_run(words)

@@ -58,7 +58,7 @@ def _find_on_host(static: _Sum, *operands: Any) -> Sequence[Any]:
 
 
 def _find_on_cpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
-    lists = _joined(operands)
+    lists = _joined(operands, _cpu.MOST_MERGED)
     keys = [_keys.ravel(rows, static.shape) for rows in lists]
     slots, nnz = _cpu.find_slots(keys, canonical=static.canonical)
     dtype = operands[0].dtype
@@ -80,9 +80,9 @@ def _find_on_tpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
     return [_keys.unravel(heads, static.shape, operands[0].dtype), nnz, *_divided(operands, slots)]
 
 
-def _joined(operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """The operands, or one list of all that are not two: these are sorted together, in a program of one size."""
-    if len(operands) <= 2:
+def _joined(operands: Sequence[jax.Array], most: int = 2) -> Sequence[jax.Array]:
+    """The operands, or one list of more than can be merged: these are sorted together, in a program of one size."""
+    if len(operands) <= most:
         return operands
     if jnp.iinfo(operands[0].dtype).bits < 8:  # XLA:CPU ends the process if it has to concatenate these
         operands = [rows.astype(np.int8) for rows in operands]
@@ -117,6 +117,10 @@ def _locate_on_host(shape: tuple[int, ...] | None, total: Any, *operands: Any) -
     return slots
 
 
+def _locate_on_cpu(shape: tuple[int, ...] | None, *rows: jax.Array) -> Sequence[jax.Array]:
+    return list(_cpu.locate_rows(rows[0], rows[1:])) if shape is None else _locate_by(_cpu.locate)(shape, *rows)
+
+
 def _locate_by(find: Any) -> Any:
     def locate(shape: tuple[int, ...] | None, *rows: jax.Array) -> Sequence[jax.Array]:
         keys = [_keys.columns_as_words(each) if shape is None else _keys.ravel(each, shape) for each in rows]
@@ -128,4 +132,4 @@ def _locate_by(find: Any) -> Any:
     return locate
 
 
-_locate = Methods(_locate_on_host, _locate_by(_cpu.locate), _locate_by(_gpu.locate), _locate_by(_tpu.locate))
+_locate = Methods(_locate_on_host, _locate_on_cpu, _locate_by(_gpu.locate), _locate_by(_tpu.locate))

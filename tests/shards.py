@@ -1,5 +1,7 @@
 """Meshes, random operands spread over them, and their numpy counterparts."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,12 @@ from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_sparse_grad import sharded
-from jax_sparse_grad.sharded._mesh import count_shards
 from meshes import mesh_of
 from samples import is_entry, random_coo, to_dense, union_indices
 
 SHAPE = (40, 30)
+EVEN = np.arange(9) * SHAPE[0] // 8  # equally many rows in each of eight shards
+FORM = {"shuffled": True, "duplicates": 3, "padding": 2}  # of random operands
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
 
 # The shape and the names of the mesh, and the axis, or axes, that rows are spread over.
@@ -34,7 +37,7 @@ def make_mesh(name="one axis", axis_type=AxisType.Auto):
     """`(mesh, axis, shards)`."""
     shape, names, axis = MESHES[name]
     mesh = mesh_of(shape, names, axis_type)
-    return mesh, axis, count_shards(mesh, axis)
+    return mesh, axis, math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
 
 
 def spread(matrices, name="one axis", axis_type=AxisType.Auto, **keywords):

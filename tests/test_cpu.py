@@ -49,7 +49,7 @@ def find(shape, *lists):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_slots_are_the_numbers_of_the_distinct_entries(rng, shape):
-    orders = [(True, True), (False, True), (False, False), (True,), (False,)]
+    orders = [(True, True), (False, True), (False, False), (True,), (False,), (True, True, True), (False, True, True)]
     for ascending, unique in itertools.product(orders, [True, False]):
         lists = [draw(rng, shape, 50, ascending=each, unique=unique) for each in ascending]
         expected, distinct = reference(lists, shape)
@@ -87,10 +87,15 @@ def test_blocks_are_copied_without_a_trace(a, b):
 
 
 @pytest.mark.parametrize("words", [1, 2])
-def test_argsort_is_stable(rng, words):
+def test_sort_is_stable_and_of_the_unsorted_alone(rng, words):
     keys = [rng.choice([0, 1, 5, 2**11, 2**31, 2**32 - 1], 300).astype(np.uint32) for _ in range(words)]
-    order = jax.jit(_cpu.argsort)(tuple(map(jnp.asarray, keys)))
-    np.testing.assert_array_equal(order, np.lexsort(keys[::-1]))
+    expected = np.arange(300)
+    for begin, end in [(0, 120), (250, 300)]:
+        expected[begin:end] = begin + np.lexsort([word[begin:end] for word in reversed(keys)])
+    unsorted = np.array([True, False, False, True])
+    in_order, order = jax.jit(_cpu.sort_spans, static_argnums=1)(keys, (120, 120, 250, 300), unsorted)
+    np.testing.assert_array_equal(order, expected)
+    np.testing.assert_array_equal(in_order, [word[expected] for word in keys])
 
 
 @pytest.mark.parametrize("ascending", [True, False])
@@ -133,19 +138,30 @@ def test_64_bit_indices_have_words_of_32_bits(size):
     assert np.all(_keys.is_less([word[:-1] for word in keys], [word[1:] for word in keys]))
 
 
-def test_each_loop_is_one_native_function():
-    rows = jax.ShapeDtypeStruct((100, 2), np.int32)
-
-    def find(*lists):
-        return _cpu.find_slots([_keys.ravel(each, (40, 50)) for each in lists])
-
-    text = jax.jit(find).lower(rows, rows).compile().as_text()
-    called = set(re.findall(r'to_apply=%?([\w.\-]+),.*xla_cpu_small_call="true"', text))
-    computation, loops = None, []
+def loops(text):
+    """The loops of a compiled program: those that are native functions, and all."""
+    native = set(re.findall(r'to_apply=%?([\w.\-]+),.*xla_cpu_small_call="true"', text))
+    computation, found = None, []
     for line in text.splitlines():
         head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
         computation = head[1] if head else computation
         if re.search(r' while\(.*op_name="[^"]*while"', line):
-            loops.append(computation)
-    assert len(loops) > 10
-    assert set(loops) <= called
+            found.append(computation)
+    return native & set(found), found
+
+
+@pytest.mark.parametrize(("shape", "count"), [((40, 50), 2), ((2**31 - 1,) * 2, 2), ((2**31 - 1,) * 2, 4)], ids=str)
+def test_each_loop_is_one_native_function(shape, count):
+    rows = jax.ShapeDtypeStruct((100, 2), np.int32)
+    words = len(_keys.words_of(shape))
+
+    def locate(*lists):
+        total, *others = (_keys.ravel(each, shape) for each in lists)
+        return _cpu.locate(total, others)
+
+    native, found = loops(find.lower(shape, *[rows] * count).compile().as_text())
+    assert len(found) - len(native) == words, "the loop over passes of the radix sort of each word, and no other"
+    assert len(native) > 10
+    native, found = loops(jax.jit(locate).lower(*[rows] * 3).compile().as_text())
+    assert len(found) - len(native) == 2, "the rounds of a search of each list, and no other"
+    assert len(native) >= 4

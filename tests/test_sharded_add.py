@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import scipy.sparse
 from jax.experimental import checkify
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
 from jax_sparse_grad import sharded
-from samples import at_rows
+from samples import at_rows, is_entry
 from shards import (
     CASES,
     COLLECTIVES,
+    EVEN,
+    FORM,
     SHAPE,
     as_bcoo,
     canonical,
@@ -33,7 +35,6 @@ from shards import (
 
 # jax 0.8 fails to transpose a concatenation under shard_map twice.
 SECOND_ORDER = pytest.mark.skipif(jax.__version_info__ < (0, 9), reason="fails within jax 0.8")
-FORM = {"shuffled": True, "duplicates": 3, "padding": 2}
 
 
 @pytest.fixture
@@ -56,14 +57,15 @@ def in_order(matrices):
 def elsewhere(matrices):
     """The first operand, cut at other rows than `pair`."""
     mesh, axis, _ = make_mesh()
-    return sharded.partition(matrices[0], mesh, axis, row_starts=even_starts())
-
-
-def even_starts():
-    return np.arange(9) * SHAPE[0] // 8
+    return sharded.partition(matrices[0], mesh, axis, row_starts=EVEN)
 
 
 add_in_order = partial(sharded.add, assume_canonical=True)
+
+
+def add_by_plan(x, y, **arguments):
+    plan = sharded.plan_sparse_add(x, y, assume_canonical=True, **arguments)
+    return plan.with_data(plan(x.data, y.data))
 
 
 def squares(data):
@@ -96,7 +98,7 @@ class TestSum:
             np.testing.assert_array_equal(host(gradient), at_rows(3 * expected**2, host(operand.indices), SHAPE))
 
     @pytest.mark.slow
-    def test_it_has_just_enough_room_where_indices_are_concrete(self, matrices):
+    def test_it_stores_no_more_than_needed_where_indices_are_concrete(self, matrices):
         x, y = spread(matrices[:2])
         eager = sharded.add(x, y)
         closed = jax.jit(lambda data: sharded.add(x.with_data(data), y))(x.data)
@@ -173,7 +175,94 @@ class TestSum:
         assert not np.any(dense_of(sharded.add(none, none)))
         plan = sharded.plan_sparse_add(none, none)
         assert host(plan(none.data, none.data)).tolist() == [0] * 8
-        assert sharded.repartition(none, even_starts()).capacity == sharded.add(none, none).capacity == 1
+        assert sharded.repartition(none, EVEN).capacity == sharded.add(none, none).capacity == 1
+
+
+class TestWhatTheUnshardedFunctionsHave:
+    """Each result and gradient is that of `jax_sparse_grad` and of numpy."""
+
+    def test_subtract(self, matrices, pair):
+        x, y = pair
+        difference = sharded.subtract(x, y)
+        check_form(difference)
+        np.testing.assert_array_equal(dense_of(difference), dense_of(matrices[0]) - dense_of(matrices[1]))
+        single = jsg.subtract(*matrices[:2])
+        entries = is_entry(host(difference.indices), SHAPE)
+        np.testing.assert_array_equal(host(difference.data)[entries], single.data)
+
+        def loss(u, v):
+            return squares(sharded.subtract(x.with_data(u), y.with_data(v)).data)
+
+        gradients = jax.jit(jax.grad(loss, (0, 1)))(x.data, y.data)
+        for operand, sign, gradient in zip(pair, (2, -2), gradients, strict=True):
+            expected = at_rows(dense_of(difference), host(operand.indices), SHAPE)
+            np.testing.assert_array_equal(gradient, sign * expected)
+        ones = np.ones(SHAPE, np.float32)
+        np.testing.assert_array_equal(sharded.subtract(ones, x), 1 - dense_of(x))
+        np.testing.assert_array_equal(sharded.subtract(x, ones), dense_of(x) - 1)
+
+    @pytest.mark.slow(but="True")
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_weights(self, matrices, traced):
+        operands, weights = spread(matrices), [2, jnp.float32(-0.5), 3.0]
+        add = jax.jit(sharded.add_n) if traced else sharded.add_n
+        total = add(operands, weights=weights)
+        expected = sum(weight * dense_of(x) for weight, x in zip(weights, matrices, strict=True))
+        np.testing.assert_array_equal(dense_of(total), expected)
+        check_form(total)
+
+        def loss(weights, matrices, add_n):
+            return squares(add_n(matrices, weights=weights).data)
+
+        vector = jnp.array([2, -0.5, 3])
+        gradient = jax.grad(lambda w: loss(w, operands, add))(vector)
+        np.testing.assert_allclose(gradient, jax.grad(lambda w: loss(w, matrices, jsg.add_n))(vector), rtol=1e-5)
+
+    @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+    def test_weights_communicate_nothing_but_their_gradient(self, matrices, axis_type):
+        operands = spread([canonical(x) for x in matrices[:2]], axis_type=axis_type)
+
+        def add(operands, weights):
+            return sharded.add_n(operands, weights=weights, assume_canonical=True).data
+
+        weights = jnp.array([2.0, 3.0])
+        assert collectives_in(add, operands, weights) == []
+        gradient = jax.grad(lambda operands, weights: squares(add(operands, weights)), 1)
+        assert collectives_in(gradient, operands, weights) == ["all-reduce"]
+
+    def test_weights_of_dense_operands(self, matrices, pair):
+        x, y = pair
+        dense = np.full(SHAPE, 3, np.float32)
+        total = sharded.add_n([x, dense, y], weights=[2, 3, -1])
+        np.testing.assert_array_equal(total, 2 * dense_of(matrices[0]) + 9 - dense_of(matrices[1]))
+
+    def test_faulty_weights_are_named(self, pair):
+        with pytest.raises(ValueError, match="`weights` must hold one scalar for each of the 2 operands, got 1"):
+            sharded.add_n(pair, weights=[1])
+
+    @pytest.mark.parametrize("remove_zeros", [False, True])
+    def test_sum_duplicates(self, matrices, remove_zeros):
+        values = host(matrices[0].data).copy()
+        values[::3] = 0
+        matrix = as_bcoo(matrices[0].indices, values, SHAPE)
+        (x,) = spread([matrix])
+        single = jsg.sum_duplicates(matrix, remove_zeros=remove_zeros)
+        total = sharded.sum_duplicates(x, remove_zeros=remove_zeros)
+        check_form(total)
+        entries = is_entry(host(total.indices), SHAPE)
+        np.testing.assert_array_equal(host(total.indices)[entries], single.indices)
+        np.testing.assert_array_equal(host(total.data)[entries], single.data)
+        gradient = jax.jit(
+            jax.grad(lambda u: squares(sharded.sum_duplicates(x.with_data(u), remove_zeros=remove_zeros).data))
+        )(x.data)
+        expected = 2 * at_rows(dense_of(total), host(x.indices), SHAPE)
+        if remove_zeros:
+            expected = np.where(host(x.data) == 0, 0, expected)
+        np.testing.assert_array_equal(gradient, expected)
+
+    def test_sum_duplicates_of_something_else(self, matrices):
+        with pytest.raises(TypeError, match="`x` must be a `RowSharded`, got BCOO; `partition` makes one"):
+            sharded.sum_duplicates(matrices[0])
 
 
 class TestGradient:
@@ -314,23 +403,45 @@ class TestTrainingLoop:
         assert losses[-1] < losses[0]
 
     @pytest.mark.slow
-    def test_a_scan_carries_a_sum(self, matrices):
+    @pytest.mark.parametrize("start", ["a sum", "nothing"])
+    def test_a_scan_carries_a_sum(self, matrices, start):
         x, y = spread([canonical(x) for x in matrices[:2]])
+        nothing = sharded.partition(
+            jsg.empty(SHAPE, 0, np.float32), x.mesh, x.axis, row_starts=x.row_starts, capacity=100
+        )
 
         @jax.jit
         def accumulate(scales, x, y):
             def add(total, scale):
                 return add_in_order(total, y.with_data(scale * y.data), capacity=total.capacity), None
 
-            start = sharded.add_n([x], capacity=100, assume_canonical=True)
-            return jax.lax.scan(add, start, scales)[0]
+            first = sharded.add_n([x], capacity=100, assume_canonical=True) if start == "a sum" else nothing
+            return jax.lax.scan(add, first, scales)[0]
 
         scales = jnp.arange(1.0, 4.0)
         total = accumulate(scales, x, y)
-        np.testing.assert_array_equal(dense_of(total), dense_of(matrices[0]) + 6 * dense_of(matrices[1]))
+        expected = 6 * dense_of(matrices[1]) + (dense_of(matrices[0]) if start == "a sum" else 0)
+        np.testing.assert_array_equal(dense_of(total), expected)
         gradient = jax.grad(lambda scales: squares(accumulate(scales, x, y).data))(scales)
         expected = 2 * (dense_of(total) * dense_of(matrices[1])).sum()
         np.testing.assert_allclose(gradient, [expected] * 3, rtol=1e-5)
+
+
+def test_a_scan_on_every_device_starts_from_an_empty_matrix_that_varies():
+    mesh = make_mesh()[0]
+    vary = partial(jax.lax.pcast, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary
+
+    def accumulate(values, rows):
+        def step(total, batch):
+            return jsg.add(total, as_bcoo(batch[1], batch[0], total.shape), nse=total.nse), None
+
+        total, _ = jax.lax.scan(step, vary(jsg.empty((9,), 5, np.float32), ("rows",)), (values, rows))
+        return jax.lax.psum(total.todense(), "rows")
+
+    rows = np.arange(32, dtype=np.int32).reshape(16, 2, 1) % 9
+    spec = PartitionSpec("rows")
+    summed = jax.shard_map(accumulate, mesh=mesh, in_specs=spec, out_specs=PartitionSpec())(np.ones((16, 2)), rows)
+    np.testing.assert_array_equal(summed, np.bincount(rows.ravel()))
 
 
 class TestFaults:
@@ -367,14 +478,16 @@ class TestFaults:
             sharded.add(bad, y)
         assert not np.any(np.isnan(jax.jit(sharded.add)(bad, y).data))  # counts as padding
 
-    def test_overflow_poisons_its_shard_and_names_it(self, in_order):
+    @pytest.mark.slow(but="add_in_order")
+    @pytest.mark.parametrize("add", [add_in_order, add_by_plan], ids=["add_in_order", "add_by_plan"])
+    def test_overflow_poisons_its_shard_and_names_it(self, in_order, add):
         exact = host(add_in_order(*in_order).nnz)
         capacity = int(exact.max()) - 1
         with pytest.raises(
             ValueError, match=f"`capacity` must be at least {exact.max()}.* in shard {exact.argmax()}; got {capacity}"
         ):
-            add_in_order(*in_order, capacity=capacity)
-        total = jax.jit(lambda x, y: add_in_order(x, y, capacity=capacity))(*in_order)
+            add(*in_order, capacity=capacity)
+        total = jax.jit(lambda x, y: add(x, y, capacity=capacity))(*in_order)
         np.testing.assert_array_equal(host(total.nnz), exact)
         poisoned = [bool(np.isnan(values).all()) for values in np.split(host(total.data), total.shards)]
         assert poisoned == (exact > capacity).tolist()

@@ -7,9 +7,7 @@ import pytest
 
 from compilations import compilations_of
 from jax_sparse_grad import sharded
-from shards import SHAPE, canonical, random_matrix, spread
-
-EVEN = np.arange(9) * SHAPE[0] // 8
+from shards import EVEN, SHAPE, canonical, random_matrix, spread
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ class TestPartition:
         values = jax.jit(lambda data: data + sharded.partition(matrix, mesh, "rows").data)(x.data)
         np.testing.assert_array_equal(host(values), 2 * host(x.data))
 
-    def test_room_is_left_where_it_is_asked_for(self, matrix, mesh):
+    def test_a_given_capacity_leaves_padding(self, matrix, mesh):
         x = sharded.partition(matrix, mesh, "rows", capacity=100)
         assert (x.capacity, x.data.shape) == (100, (800,))
         check_form(x, canonical=False)

@@ -3,15 +3,16 @@
   partition             a BCOO, BCSR or SciPy matrix becomes a `RowSharded`, its rows spread over a mesh axis
   from_shards           likewise shard by shard, so that no process holds more than its own rows
   balanced_row_starts   where to cut the rows so that all shards have about equally many entries
-  add, add_n            sums of `RowSharded` operands, and of these with dense arrays
+  add, subtract, add_n  sums of `RowSharded` operands, and of these with dense arrays
+  sum_duplicates        the canonical form of one
   plan_sparse_add       the symbolic phase once: a `ShardedPlan` then adds values
   repartition           moves entries to other shards, for other row ranges or after rows have left their shard
 
-`RowSharded` and `ShardedPlan` are pytrees. All transformations of `add` and of plans work.
+`RowSharded` and `ShardedPlan` are pytrees. All transformations of sums and of plans work.
 
     shard 0        shard 1     shard 2          a `RowSharded` operand: shard d holds the entries of the rows
     rows 0 ... 9   10 ... 11   12 ... 99        row_starts[d] ... row_starts[d + 1] - 1, and padding behind them,
-    [x x x x .]    [x x x x x] [x x x . .]      `capacity` slots in all: together a BCOO with a sharded nse axis
+    [x x x x .]    [x x x x x] [x x x . .]      `capacity` elements in all: together a BCOO with a sharded nse axis
 
 All operands of a sum have the same `row_starts`. So entries that are added lie on the same device, and neither the sum
 nor its gradient communicates. Cuts are chosen by the number of entries, not of rows (`balanced_row_starts`).
@@ -25,54 +26,43 @@ nor its gradient communicates. Cuts are chosen by the number of entries, not of 
   >>> jsg.sharded.add(x, y).matrix.todense()[0, :3].tolist()
   [1.0, 1.0, 0.0]
 
-Where data lies, and what is communicated:
+Values, indices and `nnz` of operands, plans, sums and gradients are sharded over the axis, and replicated along all
+other axes of the mesh; `row_starts`, dense operands and their sums are replicated. What is communicated:
 
-    what                                             where it lies
-    data, indices, nnz; plans; sums; gradients       sharded over the axis, replicated along all other axes of the mesh
-    row_starts; dense operands and their sums        replicated
-
-    operation                                        communication
-    add, add_n and plans, forward and backward       none
-    ... with a dense operand                         one all-reduce of the sum, forward only, because the sum is
-                                                     replicated
-    repartition                                      all-to-all of what moves: of indices and values forward, of the
-                                                     cotangent of the values backward
-    eager calls                                      a few numbers for each shard, so that all processes raise alike
-    `x.matrix @ v` and other operations of JAX       as XLA decides: mostly one all-reduce of the result
+    sums and plans, forward and backward     nothing
+    ... with a dense operand                 one all-reduce of the sum, forward only, because it is replicated
+    ... with weights                         one all-reduce of their gradient
+    repartition                              all-to-all of what moves: of indices and values forward, of the cotangent
+                                             of the values backward
+    calls outside of `jit`                   a few numbers for each shard, so that all processes raise alike
+    `x.matrix @ v`, other operations of JAX  as XLA decides: mostly one all-reduce of the result
 
 Several processes (`jax.distributed`) must make the same calls in the same order, as always in JAX. An error in one
 process is raised in all. If a process dies, the others wait for it in the next call that communicates, until JAX ends
 them with an error: after `heartbeat_timeout_seconds` (100) if it was killed, after `shutdown_timeout_seconds` (300) if
 it raised an error of its own. Both are arguments of `jax.distributed.initialize`.
 
-Memory and time. Let N entries with `ndims` indices of i bytes and a value of v bytes lie on D devices. Let s be the
-skew, that is, the entries of the fullest shard divided by the mean; at best it is 1. Rows are not divided, so if the
-heaviest row has h entries, s < 1 + h D / N: within a percent of 1 as long as no row has more than a hundredth of a
-shard. Then a device
+Memory and time. Let N entries with `ndims` indices of i bytes and a value of v bytes lie on D devices, of which the
+fullest has s N / D. As rows are not divided, s < 1 + h D / N if the heaviest row has h entries. Then a device stores
+s N / D * (i ndims + v) bytes for each operand, and 4 bytes for each element of the operands and 8 for each of the sum
+in a plan or for the backward pass; merges in time proportional to the capacities of all operands; and holds, in a
+repartition, D blocks that are each as long as the largest flow between two shards, at worst s N / D.
 
-- stores s N / D * (i ndims + v) bytes for each operand, that is, 12 s N / D for float32 matrices, and i (D + 1) bytes
-  for `row_starts`;
-- merges in time proportional to s (N_a + N_b) / D. Padding is merged too, so capacities count, not entries. By default
-  the sum under `jit` has room for all entries of both operands; give `capacity` if they overlap;
-- keeps 4 bytes for each slot of the operands and 8 for each slot of the sum, for the backward pass or in a plan;
-- holds, in a repartition, D blocks that are each as long as the largest flow between two shards, at worst s N / D.
-
-10^12 entries on 4,096 devices are 2.4 * 10^8 on each: 2.9 GB for an operand, 5.9 GB for the sum of two that share
+10^12 entries on 4,096 devices are 2.4 * 10^8 on each: 2.9 GB for a float32 matrix, 5.9 GB for the sum of two that share
 nothing, and 5.9 GB for its gradient. A GPU can hold that. What breaks first:
 
 1. The index dtype. 10^12 entries at a hundred per row are 10^10 rows, beyond int32: they need `jax_enable_x64` and
-   int64 indices, 20 bytes per entry instead of 12. Shapes with more cells than a 32-bit word can number (40,000 x
-   40,000 still fits) are merged with wider keys, in about 1.5 times the time. Positions within a shard are int32: all
-   operands together must have fewer than 2^31 entries on each device.
-2. A heavy row. A row with more than N / D entries, 0.02 % of all on 4,096 devices, makes all other shards wait, and
-   pads them to its length. Split it over several row numbers, and add these rows up afterwards.
+   int64 indices, 20 bytes per entry instead of 12. All operands of a sum together must have fewer than 2^31 entries on
+   each device.
+2. A heavy row. A row with more than N / D entries makes all other shards wait, and pads them to its length. Split it
+   over several row numbers, and add these rows up afterwards.
 3. Host memory, if everything is loaded in one place: 12 to 20 TB. `from_shards` holds one shard at a time, 3 to 5 GB,
    if `capacity` is given. (`partition` and `balanced_row_starts` hold a sorted copy of matrices on the host.)
 4. The blocks of a repartition, if much moves between any two shards: together they are 4,096 times the largest flow.
    Move while flows are small and go to neighbours, or load again.
 """
 
-from jax_sparse_grad.sharded._add import add, add_n
+from jax_sparse_grad.sharded._add import add, add_n, subtract, sum_duplicates
 from jax_sparse_grad.sharded._balance import balanced_row_starts
 from jax_sparse_grad.sharded._loading import from_shards, partition
 from jax_sparse_grad.sharded._operand import RowSharded
@@ -89,4 +79,6 @@ __all__ = [
     "partition",
     "plan_sparse_add",
     "repartition",
+    "subtract",
+    "sum_duplicates",
 ]

@@ -1,7 +1,8 @@
-"""`add` and `add_n` of row-sharded operands: every device adds its own rows."""
+"""`add`, `subtract`, `add_n` and `sum_duplicates` of row-sharded operands: every device adds its own rows."""
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex, overload
@@ -9,13 +10,15 @@ from typing import Any, SupportsIndex, overload
 import jax
 import numpy as np
 
-from jax_sparse_grad import _arguments, _containers
+from jax_sparse_grad import _arguments, _containers, _weights
 from jax_sparse_grad._add import name_operands
-from jax_sparse_grad._types import Dense, SupportsJaxArray
-from jax_sparse_grad.sharded import _engine
-from jax_sparse_grad.sharded._guards import common_pattern
+from jax_sparse_grad._concrete import is_concrete
+from jax_sparse_grad._types import Dense, SupportsJaxArray, Weights
+from jax_sparse_grad._weights import Weight
+from jax_sparse_grad.sharded import _sum
+from jax_sparse_grad.sharded._mesh import Layout, on_shards
 from jax_sparse_grad.sharded._operand import RowSharded
-from jax_sparse_grad.sharded._validation import as_capacity
+from jax_sparse_grad.sharded._validation import as_capacity, as_sharded, layout_of_all
 
 DenseOperand = Dense | SupportsJaxArray
 Operand = RowSharded | DenseOperand
@@ -48,8 +51,8 @@ def add(
         over the same axis of the same mesh with equal `row_starts`; capacities may differ. Dtypes promote as in `jnp`.
       capacity: the number of elements that the sum stores in each shard, static. By default what the fullest shard
         needs if all indices are concrete, otherwise the sum of the operands' capacities, which is always enough.
-      assume_canonical: a promise that each shard is sorted and unique, is padded only at its end, and holds only rows
-        of its range. Skips the checks.
+      assume_canonical: assert that each shard is sorted and unique, is padded only at its end, and holds only rows of
+        its range. Skips the checks.
 
     Returns:
       A `RowSharded` partitioned as the operands are, each shard sorted and unique, padding last. With a dense operand,
@@ -84,23 +87,76 @@ def add(
 
     Mirrors `jax_sparse_grad.add`.
     """
-    return _add_sharded(("x", "y"), (x, y), capacity, assume_canonical)
+    return _add(("x", "y"), (x, y), capacity, assume_canonical)
+
+
+@overload
+def subtract(
+    x: RowSharded, y: RowSharded, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+) -> RowSharded: ...
+@overload
+def subtract(
+    x: RowSharded, y: DenseOperand, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+) -> jax.Array: ...
+@overload
+def subtract(
+    x: DenseOperand, y: RowSharded, *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+) -> jax.Array: ...
+def subtract(
+    x: Operand,
+    y: Operand,
+    *,
+    capacity: SupportsIndex | None = None,
+    assume_canonical: bool = False,
+) -> RowSharded | jax.Array:
+    """Subtract row-sharded sparse matrices or tensors, or one of them and a dense one in either order. Differentiable.
+
+    Args:
+      x: as for `add`.
+      y: as for `add`; it is subtracted from `x`.
+      capacity: as for `add`.
+      assume_canonical: as for `add`.
+
+    Returns:
+      As for `add`, with values x + (-y). Where only y has an entry, the value is exactly -y, also for zeros and NaN.
+
+    Raises:
+      TypeError: as for `add`.
+      ValueError: as for `add`.
+
+    Example:
+      >>> import jax, numpy as np, jax_sparse_grad as jsg
+      >>> from jax.experimental.sparse import BCOO
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> x = jsg.sharded.partition(BCOO.fromdense(np.eye(16, dtype=np.float32)), mesh, "rows")
+      >>> jsg.sharded.subtract(x, x.with_data(3 * x.data)).matrix.todense().trace().item()
+      -32.0
+
+    Mirrors `jax_sparse_grad.subtract`.
+    """
+    return _add(("x", "y"), (x, y), capacity, assume_canonical, negated=[1])
 
 
 @overload
 def add_n(
-    operands: Iterable[RowSharded], *, capacity: SupportsIndex | None = None, assume_canonical: bool = False
+    operands: Iterable[RowSharded],
+    *,
+    weights: Weights | None = None,
+    capacity: SupportsIndex | None = None,
+    assume_canonical: bool = False,
 ) -> RowSharded: ...
 @overload
 def add_n(
     operands: Iterable[Operand],
     *,
+    weights: Weights | None = None,
     capacity: SupportsIndex | None = None,
     assume_canonical: bool = False,
 ) -> RowSharded | jax.Array: ...
 def add_n(
     operands: Iterable[Operand],
     *,
+    weights: Weights | None = None,
     capacity: SupportsIndex | None = None,
     assume_canonical: bool = False,
 ) -> RowSharded | jax.Array:
@@ -109,6 +165,8 @@ def add_n(
     Args:
       operands: a list, tuple or other iterable of `RowSharded` and arrays, as for `add`; at least one of them a
         `RowSharded`. A single one is brought to canonical form.
+      weights: a scalar for each operand, by which its values are multiplied, as for `jax_sparse_grad.add_n`. They may
+        be traced, and are differentiable; their gradient takes one all-reduce of the scalars.
       capacity: as for `add`.
       assume_canonical: as for `add`.
 
@@ -116,8 +174,9 @@ def add_n(
       A `RowSharded`; with a dense operand, a dense array, replicated.
 
     Raises:
-      TypeError: as for `add`; `operands` is not iterable, or is itself an operand.
-      ValueError: as for `add`; `operands` is empty.
+      TypeError: as for `add`; `operands` is not iterable, or is itself an operand; a weight is not a number.
+      ValueError: as for `add`; `operands` is empty; the number of weights is not that of the operands; a weight is not
+        a scalar, or does not fit the integer dtype of the sum.
 
     Example:
       >>> import jax, numpy as np, jax_sparse_grad as jsg
@@ -125,36 +184,88 @@ def add_n(
       >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
       >>> bands = [BCOO.fromdense(np.eye(16, k=k, dtype=np.float32)) for k in (-1, 0, 1)]
       >>> starts = jsg.sharded.balanced_row_starts(bands, jax.device_count())
-      >>> total = jsg.sharded.add_n([jsg.sharded.partition(band, mesh, "rows", row_starts=starts) for band in bands])
-      >>> int(total.nnz.sum())
-      46
+      >>> operands = [jsg.sharded.partition(band, mesh, "rows", row_starts=starts) for band in bands]
+      >>> total = jsg.sharded.add_n(operands, weights=[1, -2, 1])
+      >>> int(total.nnz.sum()), total.matrix.todense()[1, :3].tolist()
+      (46, [1.0, -2.0, 1.0])
 
     Mirrors `jax_sparse_grad.add_n`.
     """
-    return _add_sharded(*name_operands(operands), capacity, assume_canonical)
+    names, operands = name_operands(operands)
+    factors = [] if weights is None else _weights.as_weights(weights, len(operands))
+    return _add(names, operands, capacity, assume_canonical, weights=factors)
 
 
-def _add_sharded(
-    names: Sequence[str], operands: Sequence[Any], capacity: SupportsIndex | None, assume_canonical: bool
-) -> RowSharded | jax.Array:
-    room = as_capacity(capacity)
-    canonical = _arguments.as_flag("assume_canonical", assume_canonical)
-    named = dict(zip(names, operands, strict=True))
-    sparse = {name: x for name, x in named.items() if isinstance(x, RowSharded)}
-    arrays = {name: _as_array(name, x, next(iter(sparse), None)) for name, x in named.items() if name not in sparse}
-    if not sparse:
+def sum_duplicates(x: RowSharded, *, capacity: SupportsIndex | None = None, remove_zeros: bool = False) -> RowSharded:
+    """Bring each shard of a row-sharded matrix or tensor to canonical form: sorted, each entry once, padding last.
+
+    Args:
+      x: a `RowSharded` with values `[shards * capacity_x, *dense]`.
+      capacity: as for `add`; by default that of `x` if its indices are traced.
+      remove_zeros: leave out stored zeros, as for `jax_sparse_grad.sum_duplicates`.
+
+    Returns:
+      A `RowSharded` partitioned as `x` is. Each of several duplicates receives the gradient of their sum.
+
+    Raises:
+      TypeError: `x` is not a `RowSharded`; a static argument is traced.
+      ValueError: as for `add`.
+
+    Example:
+      >>> import jax, numpy as np, jax_sparse_grad as jsg
+      >>> from scipy.sparse import coo_array
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> entries = np.array([1., 2., 3.], np.float32), (np.array([0, 5, 0]), np.array([1, 4, 1]))
+      >>> x = jsg.sharded.partition(coo_array(entries, shape=(6, 6)), mesh, "rows")
+      >>> total = jsg.sharded.sum_duplicates(x)
+      >>> int(x.nnz.sum()), int(total.nnz.sum()), total.matrix.todense()[0, :2].tolist()
+      (3, 2, [0.0, 4.0])
+
+    Mirrors `jax_sparse_grad.sum_duplicates`.
+    """
+    as_sharded("x", x)
+    if _arguments.as_flag("remove_zeros", remove_zeros):
+        x = dataclasses.replace(x, indices=_mark_zeros(layout_of_all({"x": x}), None, None, (x.indices, x.data)))
+    total: RowSharded = _add(("x",), (x,), capacity, False)
+    return total
+
+
+@on_shards
+def _mark_zeros(layout: Layout, _: None, __: None, own: tuple[jax.Array, jax.Array]) -> jax.Array:
+    return _containers.mark_zeros(*own, layout.shape)
+
+
+def _add(
+    names: Sequence[str],
+    operands: Sequence[Any],
+    capacity: SupportsIndex | None,
+    assume_canonical: bool,
+    *,
+    negated: Sequence[int] = (),
+    weights: Sequence[Weight] = (),
+) -> Any:
+    size, canonical = as_capacity(capacity), _arguments.as_flag("assume_canonical", assume_canonical)
+    sparse = {name: x for name, x in zip(names, operands, strict=True) if isinstance(x, RowSharded)}
+    first = next(iter(sparse), None)
+    dense = {name: _as_array(name, x, first) for name, x in zip(names, operands, strict=True) if name not in sparse}
+    if first is None:
         raise TypeError("one of the operands must be a `RowSharded`, got only arrays; add those with `+`")
-    _containers.common_shape(names, [sparse.get(name, arrays.get(name)) for name in names])
-    layout, starts, indices = common_pattern(sparse, alike=not arrays)
-    data = [_arguments.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
-    values, dense = tuple(data), tuple(arrays.values())
-    dtype = _arguments.common_dtype(("values",), [*values, *dense])
+    _containers.common_shape(names, [sparse.get(name, dense.get(name)) for name in names])
+    layout, row_starts, indices = _sum.patterns_of(sparse, same_starts=not dense)
+    values = tuple(_arguments.as_numeric(f"{name}.data", x.data) for name, x in sparse.items())
+    places = [names.index(name) for name in (*dense, *sparse)]
+    value_names, factors = (*dense, *(f"{name}.data" for name in sparse)), [weights[k] for k in places if weights]
+    dtype, factors = _weights.in_dtype_of_sum(value_names, [*dense.values(), *values], places, factors)
+    static = dtype, tuple(k in negated for k in places)
     if dense:
-        if room is not None:
-            raise ValueError(f"`capacity` must not be given if an operand is dense: the sum is dense too; got {room}")
-        return _engine.add_to_dense(layout, dense, indices, values, dtype)
-    total = _engine.add(layout, room, canonical, starts, indices, values, dtype)
-    return RowSharded(total.values, total.indices, starts[0], total.nnz, layout, total.values.shape[1:])
+        if size is not None:
+            raise ValueError(f"`capacity` must not be given if an operand is dense: the sum is dense too; got {size}")
+        return _sum.add_to_dense(layout, static, (tuple(dense.values()), factors), (indices, values))
+    union = _sum.find_union(layout, size, canonical, row_starts, indices)
+    total = _sum.add_values(layout, static, factors, (union, values))
+    if is_concrete(union) and not is_concrete(total):  # as results of `jit`, constants would be replicated
+        union, total = _sum.cut(layout, None, None, (union, total))
+    return RowSharded(total, union.indices, row_starts[0], union.nnz, layout, total.shape[1:])
 
 
 def _as_array(name: str, operand: Any, other: str | None) -> jax.Array:

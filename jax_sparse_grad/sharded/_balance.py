@@ -6,7 +6,6 @@ On the host, everything is numpy, and no array is as long as there are rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, SupportsIndex
 
 import jax
@@ -15,9 +14,9 @@ import numpy as np
 
 from jax_sparse_grad import _arguments, _keys
 from jax_sparse_grad._batching import at
-from jax_sparse_grad._concrete import call_concretely, is_concrete, read
+from jax_sparse_grad._concrete import is_concrete
 from jax_sparse_grad._types import HostMatrix
-from jax_sparse_grad.sharded._mesh import Layout, from_all_shards, on_shards
+from jax_sparse_grad.sharded._mesh import Layout, on_shards, read_all
 from jax_sparse_grad.sharded._operand import RowSharded
 from jax_sparse_grad.sharded._validation import host_entries
 
@@ -59,47 +58,43 @@ def balanced_row_starts(
     if not listed:
         raise ValueError("`operands` must hold at least one operand")
     count = _arguments.as_nse(shards, "shards")
+    n_rows: int | None = None
     rows: list[np.ndarray] = []
     weights: list[np.ndarray] = []
-    sizes: list[int] = []
     for k, operand in enumerate(listed):
         name = f"operands[{k}]" if listed is operands else "operands"
         if isinstance(operand, RowSharded):
-            if not is_concrete(operand):
+            if not is_concrete(operand.indices):
                 raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
             count = operand.shards if count is None else count
-            sample, shape = call_concretely(partial(_sample_rows, operand)), operand.shape
-            rows.append(sample[0].astype(starts_dtype(shape[0])))
-            weights.append(sample[1])
+            (sample, weight), size = _sample_rows(operand), operand.shape[0]
         else:
-            indices, _, shape = host_entries(name, operand)
-            rows.append(indices[:, 0].astype(starts_dtype(shape[0])))
-            weights.append(np.full(len(indices), SAMPLE, np.int64))
-        sizes.append(shape[0])
-        if sizes[-1] != sizes[0]:
-            raise ValueError(f"`{name}` must have as many rows as the first; got {sizes[-1]} and {sizes[0]}")
+            indices, _, (size, *_) = host_entries(name, operand)
+            sample, weight = indices[:, 0], np.full(len(indices), SAMPLE, np.int64)
+        n_rows = size if n_rows is None else n_rows
+        if size != n_rows:
+            raise ValueError(f"`{name}` must have as many rows as the first; got {size} and {n_rows}")
+        rows.append(sample.astype(starts_dtype(size)))
+        weights.append(weight)
     if not count:
         raise ValueError(f"`shards` must be a positive int if no operand is a `RowSharded`; got {shards}")
-    return balance(np.concatenate(rows), np.concatenate(weights), sizes[0], count)
+    return balance(np.concatenate(rows), np.concatenate(weights), size, count)
 
 
 def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
     """`SAMPLE` rows of each shard, and the number of entries that each of them stands for, times `SAMPLE`."""
-    rows, nnz = (np.asarray(each) for each in _sample(x.layout, x.indices))
-    return rows.reshape(-1)[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
+    rows, nnz = (read_all(each) for each in _sample(x.layout, None, None, x.indices))
+    return rows[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
 
 
-@partial(jax.jit, static_argnums=0)
-def _sample(layout: Layout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def sample(_: None, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        entries = _keys.is_entry(rows, layout.shape)
-        nnz = jnp.sum(entries, dtype=jnp.int32)
-        # The rows of entries come first, sorted, even if padding lies between them.
-        first = jnp.sort(jnp.where(entries, rows[:, 0], np.asarray(layout.shape[0], rows.dtype)))
-        places = (jnp.arange(SAMPLE, dtype=np.float32) + 0.5) / SAMPLE
-        return from_all_shards(layout, (at(first, (places * nnz.astype(np.float32)).astype(jnp.int32)), nnz))
-
-    return on_shards(layout, sample, None, indices, replicated_result=True)
+@on_shards
+def _sample(layout: Layout, _: None, __: None, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    entries = _keys.is_entry(rows, layout.shape)
+    nnz = jnp.sum(entries, dtype=jnp.int32)
+    # The rows of entries come first, sorted, even if padding lies between them.
+    first = jnp.sort(jnp.where(entries, rows[:, 0], np.asarray(layout.shape[0], rows.dtype)))
+    places = (jnp.arange(SAMPLE, dtype=np.float32) + 0.5) / SAMPLE
+    return at(first, (places * nnz.astype(np.float32)).astype(jnp.int32)), nnz[None]
 
 
 def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> np.ndarray:
@@ -140,15 +135,16 @@ def starts_dtype(n_rows: int) -> np.dtype:
     return np.dtype(np.int64 if n_rows <= np.iinfo(np.int64).max else np.uint64)
 
 
-def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> np.ndarray:
-    """Concrete starts of `shards` ranges that cover all rows."""
+def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> Any:
+    """The starts of `shards` ranges that cover all rows: on the host, unless they are traced."""
     if isinstance(row_starts, RowSharded):
         raise TypeError("`row_starts` must be integers, got RowSharded; pass its `row_starts`")
-    starts = read(row_starts)
+    concrete = is_concrete(row_starts)
+    starts: Any = read_all(row_starts) if concrete else _arguments.as_integers("row_starts", row_starts)
     if not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"`row_starts` must be integers, got {starts.dtype}")
     if starts.shape != (shards + 1,):
         raise ValueError(f"`row_starts` must have shape {(shards + 1,)}, one more than shards; got {starts.shape}")
-    if starts[0] != 0 or starts[-1] != n_rows or np.any(starts[1:] < starts[:-1]):
+    if concrete and (starts[0] != 0 or starts[-1] != n_rows or np.any(starts[1:] < starts[:-1])):
         raise ValueError(f"`row_starts` must ascend from 0 to {n_rows}, the number of rows; got {starts}")
-    return starts.astype(starts_dtype(n_rows))
+    return starts

@@ -7,32 +7,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_sparse_grad import _arguments, _containers
-from jax_sparse_grad._concrete import read
+from jax_sparse_grad import _arguments, _containers, _keys
 from jax_sparse_grad._types import HostMatrix, RowStarts, Shape
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
-from jax_sparse_grad.sharded._guards import check_capacity
-from jax_sparse_grad.sharded._mesh import (
-    Axis,
-    Device,
-    Layout,
-    count_shards,
-    from_all_shards,
-    from_host,
-    on_shards,
-    put,
-    replicate,
-)
+from jax_sparse_grad.sharded._mesh import Axis, Device, Layout, from_host, read_all
 from jax_sparse_grad.sharded._operand import RowSharded
-from jax_sparse_grad.sharded._validation import as_axis, as_capacity, as_mesh, host_entries
+from jax_sparse_grad.sharded._validation import as_capacity, as_mesh_and_axis, check_capacity, host_entries
 
 
 def partition(
@@ -54,8 +41,8 @@ def partition(
       row_starts: `[shards + 1]`, the first row of each shard, followed by the number of rows. By default chosen to
         balance the entries of this operand. Operands that are to be added need the same: `balanced_row_starts([x, y],
         shards)`.
-      capacity: the number of elements that each shard has room for, static. By default as many as the fullest shard
-        needs. Give it if the pattern will change, so that functions are not compiled again.
+      capacity: the number of elements that each shard stores, static. By default as many as the fullest shard needs.
+        Give it if the pattern will change, so that functions are not compiled again.
 
     Returns:
       A `RowSharded` with its entries in lexicographic order, duplicates kept, padding last in each shard.
@@ -77,23 +64,18 @@ def partition(
     """
     if isinstance(operand, RowSharded):
         raise TypeError("`operand` must be on one device or the host, got a `RowSharded`; `repartition` moves its rows")
-    mesh = as_mesh(mesh)
-    axis = as_axis(axis, mesh)
-    shards = count_shards(mesh, axis)
+    mesh, axis = as_mesh_and_axis(mesh, axis)
     indices, values, shape = host_entries("operand", operand)
     indices, values = _in_order(indices, values)
+    layout = Layout(shape, mesh, axis)
     if row_starts is None:
-        row_starts = balance(indices[:, 0], np.ones(len(indices), np.int64), shape[0], shards)
-    starts = as_row_starts(row_starts, shape[0], shards)
-    cuts = np.searchsorted(indices[:, 0], starts.astype(indices.dtype))
-    counts = np.diff(cuts)
-    size = as_capacity(capacity)
-    placed = _Placed(mesh, axis, max(1, int(counts.max())) if size is None else size)
-    check_capacity(placed.capacity, counts)
-    for shard in placed.devices:
-        entries = slice(cuts[shard], cuts[shard + 1])
-        placed.put(shard, indices[entries], values[entries], shape[: indices.shape[1]])
-    return placed.assemble(starts, counts, shape)
+        row_starts = balance(indices[:, 0], np.ones(len(indices), np.int64), shape[0], layout.shards)
+
+    def load(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        here = slice(*np.searchsorted(indices[:, 0], np.array([start, stop], indices.dtype)))
+        return indices[here], values[here]
+
+    return _put_shards(load, layout, row_starts, as_capacity(capacity))
 
 
 def from_shards(
@@ -116,8 +98,8 @@ def from_shards(
       axis: the name of one of its axes, or a tuple of names.
       row_starts: `[shards + 1]`, as for `partition`, and the same in all processes. By default each shard has equally
         many rows; `repartition` can balance them afterwards.
-      capacity: the number of elements that each shard has room for. If it is given, only one shard at a time is kept in
-        host memory. By default all shards of this process are, until the fullest shard of all processes is known.
+      capacity: the number of elements that each shard stores, static. If it is given, only one shard at a time is kept
+        in host memory. By default all shards of this process are, until the fullest shard of all processes is known.
 
     Returns:
       A `RowSharded`, with the entries of each shard in lexicographic order.
@@ -146,29 +128,59 @@ def from_shards(
         )
     if not whole:
         raise ValueError("`shape` must have rows, got ()")
-    mesh = as_mesh(mesh)
-    axis = as_axis(axis, mesh)
-    shards = count_shards(mesh, axis)
-    starts = even_starts(whole[0], shards) if row_starts is None else row_starts
-    starts = as_row_starts(starts, whole[0], shards)
-    size = as_capacity(capacity)
+    mesh, axis = as_mesh_and_axis(mesh, axis)
+    layout = Layout(whole, mesh, axis)
 
-    placed = None if size is None else _Placed(mesh, axis, size)
-    pieces: dict[int, _Piece] = {}
-    facts: dict[int, tuple[int, ...]] = dict.fromkeys(_local_shards(mesh, axis), (_FAILED, 0))
+    def load_rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        name, rows = f"load({start}, {stop})", (stop - start, *whole[1:])
+        indices, values, loaded = host_entries(name, load(start, stop))
+        if loaded != rows:
+            raise ValueError(f"`{name}` must have shape {rows}, got {loaded}")
+        sizes = whole[: indices.shape[1]]
+        dtype = indices.dtype if max(sizes) <= jnp.iinfo(indices.dtype).max else _containers.index_dtype(sizes)
+        _arguments.check_sizes_fit("shape", sizes, dtype)
+        indices, values = _in_order(indices.astype(dtype), values.copy())  # `load` may reuse one buffer
+        indices[:, 0] += np.asarray(start, dtype)
+        return indices, values
+
+    starts = even_starts(whole[0], layout.shards) if row_starts is None else row_starts
+    return _put_shards(load_rows, layout, starts, as_capacity(capacity))
+
+
+_FAILED = -1  # instead of a number of entries
+
+
+def _put_shards(
+    load: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+    layout: Layout,
+    row_starts: RowStarts,
+    capacity: int | None,
+) -> RowSharded:
+    """Load each shard of this process: its index rows, numbered as in the whole, and its values, in order.
+
+    The shape of the layout may include dense dimensions.
+    """
+    shape, mesh, axis = layout
+    starts = as_row_starts(row_starts, shape[0], layout.shards)
+    sharding = NamedSharding(mesh, PartitionSpec(axis))
+    devices: dict[int, list[Device]] = {}  # several for each shard if other axes replicate
+    for device, index in sharding.addressable_devices_indices_map((layout.shards,)).items():
+        devices.setdefault(index[0].start or 0 if index else 0, []).append(device)
+    facts = np.full((layout.shards, 2), _FAILED, np.int32)
+    pieces: dict[int, Any] = {}  # on the host until it is known how far to pad them, else on their devices
     failure = None
     try:
-        for shard in facts:
-            piece = _load_piece(load, int(starts[shard]), int(starts[shard + 1]), whole)
-            facts[shard] = len(piece.indices), piece.kind
-            if placed is None:
-                pieces[shard] = piece._replace(values=piece.values.copy())  # `load` may reuse one buffer
-            elif len(piece.indices) <= placed.capacity:
-                placed.put(shard, *piece)
+        for shard in sorted(devices):
+            piece = load(int(starts[shard]), int(starts[shard + 1]))
+            facts[shard] = len(piece[0]), _kind_of(*piece)
+            if capacity is None or len(piece[0]) > capacity:
+                pieces[shard] = piece
+            else:
+                pieces[shard] = _put(piece, capacity, shape, devices[shard])
     except Exception as error:
         failure = error
     # All processes must know what one knows, or they would wait for it.
-    counts, kinds = _share(Layout(whole, mesh, axis), facts).T
+    counts, kinds = read_all(from_host(mesh, PartitionSpec(axis), facts)).T
     if failure is not None:
         raise failure
     if np.any(counts == _FAILED):
@@ -181,129 +193,50 @@ def from_shards(
             "`load` must return all shards in the same dtypes and with the same dense dimensions; "
             f"shard {np.argmax(kinds != kinds[0])} differs from shard 0"
         )
-    if placed is None:
-        placed = _Placed(mesh, axis, max(1, int(counts.max())))
-        for shard, piece in pieces.items():
-            placed.put(shard, *piece)
-    check_capacity(placed.capacity, counts)
-    return placed.assemble(starts, counts, whole)
+    size = max(1, int(counts.max())) if capacity is None else capacity
+    check_capacity(size, counts)
+    if capacity is None:
+        pieces = {shard: _put(piece, size, shape, devices[shard]) for shard, piece in pieces.items()}
+
+    def whole(parts: list[jax.Array]) -> jax.Array:
+        rows = layout.shards * size
+        return jax.make_array_from_single_device_arrays((rows, *parts[0].shape[1:]), sharding, parts)
+
+    indices, data = (whole([array for piece in pieces.values() for array in piece[part]]) for part in (0, 1))
+    return RowSharded(
+        data,
+        indices,
+        from_host(mesh, PartitionSpec(), starts.astype(indices.dtype)),
+        from_host(mesh, PartitionSpec(axis), counts),
+        Layout(shape[: indices.shape[1]], mesh, axis),
+        data.shape[1:],
+    )
 
 
-_FAILED = -1  # instead of a number of entries
+def _kind_of(indices: np.ndarray, values: np.ndarray) -> int:
+    """A number that identifies what all shards must have in common."""
+    described = f"{indices.dtype} {values.dtype} {values.shape[1:]}"
+    return zlib.crc32(described.encode()) & np.iinfo(np.int32).max
 
 
-class _Piece(NamedTuple):
-    """The entries of one shard, with rows numbered as in the whole, and the sparse shape of the whole."""
-
-    indices: np.ndarray
-    values: np.ndarray
-    shape: tuple[int, ...]
-
-    @property
-    def kind(self) -> int:
-        """A number that identifies what all shards must have in common."""
-        described = f"{self.indices.dtype} {self.values.dtype} {self.values.shape[1:]}"
-        return zlib.crc32(described.encode()) & np.iinfo(np.int32).max
-
-
-def _load_piece(load: Callable[[int, int], Any], start: int, stop: int, whole: tuple[int, ...]) -> _Piece:
-    name = f"load({start}, {stop})"
-    indices, values, shape = host_entries(name, load(start, stop))
-    if shape != (stop - start, *whole[1:]):
-        raise ValueError(f"`{name}` must have shape {(stop - start, *whole[1:])}, got {shape}")
-    sizes = whole[: indices.shape[1]]
-    dtype = _index_dtype(indices.dtype, sizes)
-    _arguments.check_sizes_fit("shape", sizes, dtype)
-    indices, values = _in_order(indices.astype(dtype), values)
-    indices[:, 0] += np.asarray(start, dtype)  # writes to a copy: that of `astype`, or one of it
-    return _Piece(indices, values, sizes)
-
-
-def _index_dtype(loaded: np.dtype, sizes: tuple[int, ...]) -> np.dtype:
-    """The dtype of the indices of one shard, if it can hold those of the whole."""
-    return loaded if max(sizes) <= jnp.iinfo(loaded).max else _containers.index_dtype(sizes)
-
-
-def _local_shards(mesh: Mesh, axis: Axis) -> dict[int, list[Device]]:
-    """The shards that devices of this process hold, and these devices: several if other axes replicate."""
-    local: dict[int, list[Device]] = {}
-    sharding = NamedSharding(mesh, PartitionSpec(axis))
-    for device, index in sharding.addressable_devices_indices_map((count_shards(mesh, axis),)).items():
-        local.setdefault(_shard_of(index), []).append(device)
-    return dict(sorted(local.items()))
-
-
-def _shard_of(index: tuple[slice, ...] | None) -> int:
-    """The shard that a slice of an array with one row per shard belongs to."""
-    return 0 if index is None else index[0].start or 0
-
-
-class _Placed:
-    """Shards on their devices, one after the other."""
-
-    def __init__(self, mesh: Mesh, axis: Axis, capacity: int) -> None:
-        self.mesh, self.axis, self.capacity = mesh, axis, capacity
-        self.devices = _local_shards(mesh, axis)
-        self._parts: tuple[list[jax.Array], list[jax.Array]] = ([], [])
-
-    def put(self, shard: int, indices: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> None:
-        """Put a shard on each device that holds it."""
-        for padded, parts in zip(_pad(indices, values, self.capacity, shape), self._parts, strict=True):
-            parts += [put(padded, device) for device in self.devices[shard]]
-
-    def assemble(self, starts: np.ndarray, counts: np.ndarray, shape: tuple[int, ...]) -> RowSharded:
-        """The whole, once all shards of this process have been put."""
-        rows = count_shards(self.mesh, self.axis) * self.capacity
-        sharded = NamedSharding(self.mesh, PartitionSpec(self.axis))
-        indices, data = (
-            jax.make_array_from_single_device_arrays((rows, *parts[0].shape[1:]), sharded, parts)
-            for parts in self._parts
-        )
-        row_starts = replicate(self.mesh, starts.astype(indices.dtype))
-        own = PartitionSpec(self.axis)
-        nnz = from_host(self.mesh, own, counts.shape, counts.astype(np.int32).__getitem__)
-        layout = Layout(shape[: indices.shape[1]], self.mesh, self.axis)
-        return RowSharded(data, indices, row_starts, nnz, layout, data.shape[1:])
-
-
-def _share(layout: Layout, facts: dict[int, tuple[int, ...]]) -> np.ndarray:
-    """The facts about all shards, also about those in other processes."""
-    width = len(next(iter(facts.values())))
-
-    def facts_of(index: tuple[slice, ...] | None) -> np.ndarray:
-        return np.array([facts[_shard_of(index)]], np.int32)
-
-    local = from_host(layout.mesh, PartitionSpec(layout.axis), (layout.shards, width), facts_of)
-    return read(_replicate_facts(layout, local))
-
-
-@partial(jax.jit, static_argnums=0)
-def _replicate_facts(layout: Layout, facts: jax.Array) -> jax.Array:
-    def share(_: None, mine: jax.Array) -> jax.Array:
-        return from_all_shards(layout, mine[0])
-
-    return on_shards(layout, share, None, facts, replicated_result=True)
+def _put(
+    piece: tuple[np.ndarray, np.ndarray], capacity: int, shape: tuple[int, ...], devices: Sequence[Device]
+) -> list[list[jax.Array]]:
+    """The index rows and values of a shard, followed by padding, on each of its devices."""
+    on_devices = []
+    for array, filler in zip(piece, (shape[: piece[0].shape[1]], 0), strict=True):
+        padded = np.full((capacity, *array.shape[1:]), np.asarray(filler, array.dtype))
+        padded[: len(array)] = array
+        with jax.ensure_compile_time_eval():  # concrete inside `jit` too
+            on_devices.append([jax.device_put(padded, device) for device in devices])
+    return on_devices
 
 
 def _in_order(indices: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Entries in lexicographic order; equal ones keep their order."""
-    greater, equal = np.zeros(max(len(indices) - 1, 0), bool), np.ones(max(len(indices) - 1, 0), bool)
-    for column in indices.T:
-        greater |= equal & (column[:-1] > column[1:])
-        equal &= column[:-1] == column[1:]
-    if not greater.any():
+    rows: Any = indices
+    before, after = (_keys.columns_as_words(each) for each in (rows[:-1], rows[1:]))
+    if not _keys.is_less(after, before).any():
         return indices, values
     order = np.lexsort(indices.T[::-1])
     return indices[order], values[order]
-
-
-def _pad(indices: np.ndarray, values: np.ndarray, capacity: int, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of the entries followed by padding, `capacity` in all."""
-    padded = (
-        np.empty((capacity, indices.shape[1]), indices.dtype),
-        np.zeros((capacity, *values.shape[1:]), values.dtype),
-    )
-    padded[0][:] = shape
-    for whole, entries in zip(padded, (indices, values), strict=True):
-        whole[: len(entries)] = entries
-    return padded

@@ -15,31 +15,21 @@ from jax_sparse_grad.sharded._mesh import Axis, Layout, from_host
 
 
 def describe_layout(layout: Layout) -> dict[str, Any]:
-    """What `layout_of` makes the layout from again."""
-    return {"shape": list(layout.shape), "mesh": describe_mesh(layout.mesh), "axis": layout.axis}
-
-
-def layout_of(description: dict[str, Any]) -> Layout:
-    """The layout of what lay on devices with the same ids."""
-    axis = description["axis"]
-    axis = axis if isinstance(axis, str) else tuple(axis)
-    return Layout(tuple(description["shape"]), mesh_of(description["mesh"]), axis)
-
-
-def describe_mesh(mesh: Mesh) -> dict[str, Any]:
-    """Lists, ints and strings from which `mesh_of` makes the mesh again, in another process too."""
+    """Lists, ints and strings from which `layout_of` makes the layout again, in another process too."""
+    mesh = layout.mesh
     ids = np.array([device.id for device in mesh.devices.flat]).reshape(mesh.devices.shape)
-    return {
+    described = {
         "device_ids": ids.tolist(),
         "axis_names": list(mesh.axis_names),
         "axis_types": [kind.name for kind in mesh.axis_types],
     }
+    return {"shape": list(layout.shape), "mesh": described, "axis": layout.axis}
 
 
-def mesh_of(description: dict[str, Any]) -> Mesh:
-    """The mesh of those devices of this program that have the same ids."""
-    ids = np.array(description["device_ids"], int)
-    names = description["axis_names"]
+def layout_of(description: dict[str, Any]) -> Layout:
+    """The layout, on those devices of this program that have the same ids."""
+    mesh, axis = description["mesh"], description["axis"]
+    ids, names = np.array(mesh["device_ids"], int), mesh["axis_names"]
     devices = {device.id: device for device in jax.devices()}
     missing = sorted(set(ids.ravel().tolist()) - set(devices))
     if missing:
@@ -50,7 +40,9 @@ def mesh_of(description: dict[str, Any]) -> Mesh:
             f"with `XLA_FLAGS=--xla_force_host_platform_device_count={ids.max() + 1}`), or save from a smaller mesh"
         )
     found = np.array([devices[device] for device in ids.flat], object).reshape(ids.shape)
-    return Mesh(found, names, axis_types=tuple(AxisType[kind] for kind in description["axis_types"]))
+    types = tuple(AxisType[kind] for kind in mesh["axis_types"])
+    axis = axis if isinstance(axis, str) else tuple(axis)
+    return Layout(tuple(description["shape"]), Mesh(found, names, axis_types=types), axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +51,6 @@ class _HostArray:
 
     values: np.ndarray
     spec: tuple[Any, ...] | None
-
-    def on(self, mesh: Mesh) -> jax.Array:
-        """The array as it was before it was copied to the host."""
-        if self.spec is None:
-            return jax.device_put(self.values.copy())
-
-        def copied(index: Any) -> np.ndarray:
-            return np.array(self.values[index])  # pickle may own the memory
-
-        return from_host(mesh, PartitionSpec(*self.spec), self.values.shape, copied)
 
 
 class OnMesh:
@@ -91,9 +73,14 @@ class OnMesh:
         """The axis of the mesh, or a tuple of axes (static)."""
         return self.layout.axis
 
+    @property
+    def shards(self) -> int:
+        """The number of shards (static)."""
+        return self.layout.shards
+
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "layout"}
-        saved = jax.tree.map(lambda leaf: _to_host(type(self).__name__, self.layout.mesh, leaf), fields)
+        saved = jax.tree.map(lambda leaf: _to_host(type(self).__name__, self.mesh, leaf), fields)
         return _restore, (type(self), describe_layout(self.layout), saved)
 
     def __copy__(self) -> Self:
@@ -115,13 +102,18 @@ def _to_host(name: str, mesh: Mesh, leaf: Any) -> Any:
             "`addressable_shards` of its arrays in each process (as Orbax does), or gather them by "
             "`jax.experimental.multihost_utils.process_allgather(..., tiled=True)`"
         )
-    spec = None
-    if isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh:
-        spec = tuple(leaf.sharding.spec)
-    return _HostArray(read(leaf), spec)
+    on_mesh = isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+    return _HostArray(read(leaf), tuple(leaf.sharding.spec) if on_mesh else None)  # type: ignore[attr-defined]
 
 
 def _restore(kind: type, description: dict[str, Any], saved: dict[str, Any]) -> Any:
     layout = layout_of(description)
-    fields = jax.tree.map(lambda leaf: leaf.on(layout.mesh) if isinstance(leaf, _HostArray) else leaf, saved)
-    return kind(layout=layout, **fields)
+
+    def put(leaf: Any) -> Any:
+        if not isinstance(leaf, _HostArray):
+            return leaf
+        if leaf.spec is None:
+            return jax.device_put(leaf.values.copy())  # pickle may own the memory
+        return from_host(layout.mesh, PartitionSpec(*leaf.spec), leaf.values)
+
+    return kind(layout=layout, **jax.tree.map(put, saved))

@@ -1,4 +1,4 @@
-"""Static checks of the arguments of sharded sums, with their messages: they raise while tracing too."""
+"""Checks of the arguments of sharded functions. Those of what is static raise while tracing too."""
 
 from __future__ import annotations
 
@@ -17,28 +17,40 @@ from jax_sparse_grad.sharded._operand import RowSharded
 
 
 def as_capacity(capacity: Any) -> int | None:
-    """The number of entries to make room for in each shard, at least one; or None."""
+    """The number of elements that each shard is to store, at least one; or None."""
     size = _arguments.as_nse(capacity, "capacity")
     if size == 0:
         raise ValueError("`capacity` must be positive, got 0")
     return size
 
 
-def as_mesh(mesh: Any) -> Mesh:
-    """A mesh of devices."""
+def check_capacity(capacity: int, counts: np.ndarray, entries: str = "entries") -> None:
+    """Check that the entries of each shard, whose numbers are known, do not exceed its capacity."""
+    shard = int(np.argmax(counts))
+    if counts[shard] > capacity:
+        raise ValueError(
+            f"`capacity` must be at least {counts[shard]}, the number of {entries} in shard {shard}; got {capacity}"
+        )
+
+
+def as_sharded(name: str, x: Any, remedy: str = "") -> RowSharded:
+    """A `RowSharded`, and nothing else."""
+    if not isinstance(x, RowSharded):
+        got = _arguments.kind_of(x)
+        raise TypeError(f"`{name}` must be a `RowSharded`, got {got}; `partition` makes one from a matrix{remedy}")
+    return x
+
+
+def as_mesh_and_axis(mesh: Any, axis: Any) -> tuple[Mesh, Axis]:
+    """A mesh of devices, and one or several of its axes, by name."""
     if not isinstance(mesh, Mesh):
         raise TypeError(f"`mesh` must be a `jax.sharding.Mesh`, got {type(mesh).__name__}")
-    return mesh
-
-
-def as_axis(axis: Any, mesh: Mesh) -> Axis:
-    """One or several axes of a mesh, by name."""
     names = (axis,) if isinstance(axis, str) else axis
     if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
         raise TypeError(f"`axis` must be the name of a mesh axis, or a tuple of names; got {axis!r}")
     if not set(names) <= set(mesh.axis_names) or len(set(names)) < len(names):
         raise ValueError(f"`axis` must name axes of the mesh, which are {mesh.axis_names}; got {axis!r}")
-    return names[0] if len(names) == 1 else names
+    return mesh, names[0] if len(names) == 1 else names
 
 
 def layout_of_all(operands: Mapping[str, RowSharded]) -> Layout:
