@@ -298,8 +298,8 @@ def _largest(rows: jax.Array) -> jax.Array:
         i, most = state
         return i + U(AT_ONCE), jnp.maximum(most, lax.dynamic_slice(padded, (i, U(0)), (AT_ONCE, ndims)))
 
-    start = (U(0), jnp.zeros_like(rows, shape=(AT_ONCE, ndims)))
-    return jnp.max(_loop(lambda state: state[0] < U(size), step, start, (rows,))[1], axis=0)
+    start, end = (U(0), jnp.zeros_like(rows, shape=(AT_ONCE, ndims))), U(max(size, 2))  # of `i < 1`, XLA makes no round
+    return jnp.max(_loop(lambda state: state[0] < end, step, start, (rows,))[1], axis=0)
 
 
 def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:

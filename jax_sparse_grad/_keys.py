@@ -58,7 +58,8 @@ def is_entry(rows: Any, shape: tuple[int, ...]) -> Any:
     inside = rows[..., :0].sum(-1) == 0  # of a scalar tensor, every row
     for dim, size in enumerate(shape):
         unsigned = np.dtype(f"uint{8 * rows.dtype.itemsize}")  # a negative index becomes too large
-        inside &= rows[..., dim].astype(unsigned) < unsigned.type(size)
+        if size <= np.iinfo(unsigned).max:
+            inside &= rows[..., dim].astype(unsigned) < unsigned.type(size)
     return inside
 
 

@@ -1,31 +1,11 @@
 """Strict settings for every test: rank promotion raises, warnings are errors (pyproject.toml), eight CPU devices."""
 
 import gc
-import importlib.metadata
 import itertools
 import os
 import pathlib
 
-# Compiling takes most of the time of these tests, whose arrays are small: a quarter of it without optimisations, and
-# with one LLVM module for each program. A flag that XLA does not know ends the process: the last three were tried with
-# jaxlib 0.8 to 0.10.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        *(
-            [
-                "--xla_cpu_use_fusion_emitters=false",
-                "--xla_llvm_disable_expensive_passes=true",
-                "--xla_cpu_parallel_codegen_split_count=1",
-            ]
-            if importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10."))
-            else []
-        ),
-    ]
-)
-
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 # On other devices if asked for: `JAX_PLATFORMS=cuda,cpu python -m pytest`. Tests that need several of them are skipped.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -42,23 +22,6 @@ gc.set_threshold(20_000, 20, 20)
 # Compilation makes the first run of a property slow; the draw itself must not vary from one machine to the next.
 hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("jax")
-
-
-@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
-def pytest_collection_modifyitems(items):
-    """`@pytest.mark.slow(but="case")`: one case of the test is fast enough to be run always."""
-    cases = {}
-    for item in items:
-        for mark in item.own_markers:
-            if mark.name == "slow" and mark.kwargs:
-                cases.setdefault((item.parent.nodeid, item.originalname, mark.kwargs["but"]), []).append(item)
-    for (_, name, fast), alike in cases.items():
-        chosen = [item for item in alike if item.callspec.id == fast]
-        if len(alike) > 1 and not chosen:
-            raise pytest.UsageError(f"`{name}` has no case {fast!r}; it has {[item.callspec.id for item in alike]}")
-        for item in chosen:
-            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "slow"]
-
 
 MAPPINGS = pathlib.Path("/proc/self/maps")
 MOST_MAPPINGS = 30_000  # of the 65,530 that Linux grants a process, which ends with a segmentation fault without more

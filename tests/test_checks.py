@@ -10,7 +10,7 @@ import pytest
 from jax.experimental import checkify
 
 import jax_sparse_grad as jsg
-from samples import random_coo
+from helpers.samples import random_coo
 
 SHAPE = (6, 7)
 

@@ -113,8 +113,10 @@ def all_of_them(overflowed, va, vb, vc, dense, cotangent):
     return results
 
 
-@pytest.mark.slow(but="int8")
-@pytest.mark.parametrize("name", SUMMED)
+FEW = ["int4", "int8", "uint64", "bfloat16", "complex64", "float8_e4m3fnuz"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in SUMMED])
 def test_sums_and_gradients_of_every_numeric_type(name, overflowed, rng, x64):
     dtype = DTYPES[name]
     va, vb, vc = (draw(rng, len(rows), dtype) for rows in (A, B, C))
@@ -145,7 +147,6 @@ def test_sums_and_gradients_of_every_numeric_type(name, overflowed, rng, x64):
             np.testing.assert_array_equal(wide(actual), grad, err_msg=key)
 
 
-@pytest.mark.slow(but="int4")
 @pytest.mark.parametrize("name", ["int4", "uint2", "float8_e5m2"])
 def test_thresholds_of_narrow_types(name, rng):
     dtype = DTYPES[name]

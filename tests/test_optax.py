@@ -8,10 +8,10 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 import jax_sparse_grad as jsg
-from samples import random_coo, to_dense
+from helpers.matrices import to_dense
+from helpers.samples import SHAPE, random_coo
 
 optax = pytest.importorskip("optax", reason="optax is not installed (extra `examples`)")
-SHAPE = (6, 7)
 
 
 @pytest.fixture

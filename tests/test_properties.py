@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jax_sparse_grad as jsg
-from samples import at_rows, is_entry, to_dense, union_indices
+from helpers.matrices import at_rows, is_entry, to_dense, union_indices
 
 # A few shapes and one length, so that a few compilations serve all examples; padding makes the lengths differ.
 LENGTH = 9
@@ -70,7 +70,7 @@ def check(shape, a, b, x, y, weights):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=100)
 @hypothesis.given(tensors() | tensors(in_bounds=False))
 def test_sums_and_gradients_of_anything_are_right_and_commute(example):
     """What lies out of bounds counts as padding under `jit`."""

@@ -8,10 +8,8 @@ from jax.experimental import checkify
 from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
-from compilations import compilations_of
-from samples import random_coo, random_values
-
-SHAPE = (6, 7)
+from helpers.compilations import compilations_of
+from helpers.samples import SHAPE, random_coo, random_values
 
 
 def coo(rng, nnz=5, **form):

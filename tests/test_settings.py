@@ -10,8 +10,8 @@ import pytest
 from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
-from meshes import devices
-from samples import to_dense
+from helpers.matrices import to_dense
+from helpers.meshes import devices
 
 SHAPE = (3, 4)
 A, VA = np.array([[2, 0], [0, 1], [0, 1]], np.int32), np.array([1, 2, 3], np.float32)  # out of order, with a duplicate
@@ -107,18 +107,13 @@ def check(results):
     np.testing.assert_array_equal(results["sparse_add_grad"].b_val_grad, [10, 20])
 
 
-CALLS = {"eager": lambda function: function(), "jit": lambda function: jax.jit(function)()}
-
-
-@pytest.mark.slow(but="jit")
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_concrete_arguments_may_lie_where_numpy_does_not_reach_them(call, arguments):
+def test_concrete_arguments_may_lie_where_numpy_does_not_reach_them(arguments):
     """Another CPU stands for a GPU here."""
     elsewhere = jax.device_put(arguments, devices(2)[1])
-    check(jax.device_get(call(lambda: every_sum(*elsewhere))))
+    for sums in (every_sum, lambda *arguments: jax.jit(lambda: every_sum(*arguments))()):
+        check(jax.device_get(sums(*elsewhere)))
 
 
-@pytest.mark.slow(but="transfer_guard, everywhere")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_concrete_sums_and_gradients_are_the_same_under_every_setting(setting, arguments):
     with SETTINGS[setting]():
@@ -137,9 +132,8 @@ def test_everything_is_traced_under_every_setting(setting, arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["transfer_guard", "debugging", "logging"])
 def test_compiled_sums_run_under_settings_of_the_run(setting, arguments):
-    compiled = jax.jit(every_sum)
     with SETTINGS[setting]():
-        results = compiled(*arguments)
+        results = jax.jit(every_sum)(*arguments)
     check(results)
 
 

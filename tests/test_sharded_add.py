@@ -14,9 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
-from jax_sparse_grad import sharded
-from samples import at_rows, is_entry
-from shards import (
+from helpers.matrices import at_rows, is_entry
+from helpers.shards import (
     CASES,
     COLLECTIVES,
     EVEN,
@@ -32,6 +31,7 @@ from shards import (
     random_matrix,
     spread,
 )
+from jax_sparse_grad import sharded
 
 # jax 0.8 fails to transpose a concatenation under shard_map twice.
 SECOND_ORDER = pytest.mark.skipif(jax.__version_info__ < (0, 9), reason="fails within jax 0.8")

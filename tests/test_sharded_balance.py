@@ -7,9 +7,9 @@ import pytest
 import scipy.sparse
 
 import jax_sparse_grad as jsg
+from helpers.shards import make_mesh, random_matrix
 from jax_sparse_grad import sharded
 from jax_sparse_grad.sharded._balance import balance
-from shards import make_mesh, random_matrix
 
 
 def fullest(starts, counts):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compilations import compilations_of
+from helpers.compilations import compilations_of
+from helpers.shards import EVEN, SHAPE, canonical, random_matrix, spread
 from jax_sparse_grad import sharded
-from shards import EVEN, SHAPE, canonical, random_matrix, spread
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.meshes import mesh_of
+from helpers.shards import as_bcoo, host, spread
 from jax_sparse_grad import sharded
-from meshes import mesh_of
-from shards import as_bcoo, host, spread
 
 NARROW = ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
 WIDE = ["int64", "uint64"]

@@ -10,8 +10,8 @@ import scipy.sparse
 from jax.experimental.sparse import BCSR, CSR, bcoo_concatenate
 from jax.sharding import AxisType
 
+from helpers.shards import MESHES, SHAPE, as_bcoo, canonical, check_form, dense_of, host, make_mesh, random_matrix
 from jax_sparse_grad import sharded
-from shards import MESHES, SHAPE, as_bcoo, canonical, check_form, dense_of, host, make_mesh, random_matrix
 
 
 @pytest.fixture

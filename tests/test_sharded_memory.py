@@ -5,9 +5,9 @@ import pytest
 import scipy.sparse
 from jax.experimental.sparse import BCOO
 
+from helpers.samples import aligned
+from helpers.shards import check_form, dense_of, host, make_mesh
 from jax_sparse_grad import sharded
-from samples import aligned
-from shards import check_form, dense_of, host, make_mesh
 
 SIZE = 64
 STARTS = np.arange(9) * SIZE // 8

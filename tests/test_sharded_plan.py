@@ -9,9 +9,8 @@ import pytest
 from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType
 
-from jax_sparse_grad import sharded
-from samples import at_rows
-from shards import (
+from helpers.matrices import at_rows
+from helpers.shards import (
     CASES,
     EVEN,
     FORM,
@@ -25,6 +24,7 @@ from shards import (
     random_matrix,
     spread,
 )
+from jax_sparse_grad import sharded
 
 
 @pytest.fixture

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from helpers.shards import (
+    CASES,
+    EVEN,
+    FORM,
+    SHAPE,
+    check_form,
+    collectives_in,
+    dense_of,
+    host,
+    make_mesh,
+    random_matrix,
+)
 from jax_sparse_grad import sharded
-from shards import CASES, EVEN, FORM, SHAPE, check_form, collectives_in, dense_of, host, make_mesh, random_matrix
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from helpers.shards import SHAPE, canonical, check_form, dense_of, make_mesh, random_matrix
 from jax_sparse_grad import sharded
-from shards import SHAPE, canonical, check_form, dense_of, make_mesh, random_matrix
 
 
 @contextlib.contextmanager

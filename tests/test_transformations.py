@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
 import jax_sparse_grad as jsg
-from meshes import mesh_of
-from samples import at_rows, random_coo, to_dense, union_indices
+from helpers.matrices import at_rows, to_dense, union_indices
+from helpers.meshes import mesh_of
+from helpers.samples import SHAPE, random_coo
 
-SHAPE = (6, 7)
 FORM = {"shuffled": True, "duplicates": 3, "padding": 1}
 
 
@@ -56,17 +56,12 @@ def gradients_of_cubes(*pairs):
 
 
 class TestSparseAdd:
-    @pytest.mark.slow(but="0.4")
-    @pytest.mark.parametrize("thresh", [0, 0.4])
-    def test_agrees_with_finite_differences_to_second_order(self, pair, thresh):
+    def test_agrees_with_finite_differences_to_second_order(self, pair):
         a, x, b, y = pair
-        check_grads(sparse_loss(a, b, thresh=thresh), (x, y), order=2, modes=["rev"], rtol=2e-2, atol=2e-2)
+        check_grads(sparse_loss(a, b, thresh=0.4), (x, y), order=2, modes=["rev"], rtol=2e-2, atol=2e-2)
 
-    @pytest.mark.slow(but="hessian")
     @pytest.mark.parametrize(
-        "second",
-        [lambda f: jax.jacrev(jax.jacrev(f)), lambda f: jax.jacfwd(jax.jacrev(f)), jax.hessian],
-        ids=["jacrev of jacrev", "jacfwd of jacrev", "hessian"],
+        "second", [lambda f: jax.jacrev(jax.jacrev(f)), jax.hessian], ids=["jacrev of jacrev", "hessian"]
     )
     def test_second_derivatives(self, pair, second):
         a, x, b, y = pair
@@ -79,8 +74,7 @@ class TestSparseAdd:
         gradient = jax.jit(lambda a, x, b, y: jax.grad(sparse_loss(a, b), (0, 1))(x, y))
         chex.assert_trees_all_close(gradient(*pair), gradients_of_cubes((a, x), (b, y)), rtol=1e-5)
 
-    @pytest.mark.slow(but="axes2")
-    @pytest.mark.parametrize("axes", [(None, 0, None, 0), (0, None, None, None), (0, 0, None, 0), (0, 0, 0, 0)])
+    @pytest.mark.parametrize("axes", [(None, 0, None, 0), (0, None, None, None), (0, 0, None, 0)])
     def test_vmap_over_values_indices_and_both(self, rng, axes):
         batches = [(*random_coo(rng, SHAPE, 8, **FORM), *random_coo(rng, SHAPE, 8)) for _ in range(3)]
         stacked = [
@@ -113,7 +107,6 @@ class TestSparseAdd:
                     got[i, j], add(a, scales[i] * x, b, scales[j] * y, nse=20).sum_values, rtol=1e-6
                 )
 
-    @pytest.mark.slow
     def test_a_scan_that_carries_a_padded_sum_is_differentiable(self, rng):
         steps = [random_coo(rng, SHAPE, 5, shuffled=True, duplicates=2) for _ in range(4)]
         indices, values = np.stack([i for i, _ in steps]), jnp.asarray(np.stack([v for _, v in steps]) / 9)
@@ -179,11 +172,6 @@ class TestPlan:
         x, y, z = values
         return dense_add(a, x + z, b, y)
 
-    @pytest.mark.slow
-    def test_agrees_with_finite_differences_to_second_order(self, plan, values):
-        check_grads(lambda *v: cubes(plan(*v)), values, order=2, rtol=2e-2, atol=2e-2)
-
-    @pytest.mark.slow
     def test_hessian_and_jacobians(self, plan, values, pair):
         expected = jax.jit(jax.hessian(lambda *v: cubes(self.dense(pair, v))))(*values)
         for second in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
@@ -221,7 +209,6 @@ class TestPlan:
         np.testing.assert_allclose(gradient, by_hand[0], rtol=1e-5)
         np.testing.assert_allclose(expected, self.dense(pair, values), rtol=1e-5)
 
-    @pytest.mark.slow
     def test_a_batch_of_plans(self, rng):
         patterns = [random_coo(rng, SHAPE, 8, **FORM) for _ in range(3)]
         indices, values = np.stack([i for i, _ in patterns]), jnp.asarray(np.stack([v for _, v in patterns]))
@@ -251,17 +238,14 @@ class TestShardMap:
             one = jax.tree.map(lambda leaf, k=k: np.asarray(leaf)[k], got)
             chex.assert_trees_all_close(one, gradients_of_cubes((a, x), (b, y)), rtol=1e-5)
 
-    @pytest.mark.slow(but="True")
-    @pytest.mark.parametrize("jit", [False, True])
-    def test_what_is_the_same_on_all_devices_gets_the_sum_of_their_gradients(self, pair, jit):
+    def test_what_is_the_same_on_all_devices_gets_the_sum_of_their_gradients(self, pair):
         a, x, b, y = pair
         patterns = jnp.stack([a, a[::-1], a, a[::-1]])
 
         def gradient(pattern):
             return jax.grad(lambda x: cubes(add(pattern[0], x, b, y, nse=20).sum_values))(x).reshape(1, -1)
 
-        sharded = self.shard(gradient)
-        got = (jax.jit(sharded) if jit else sharded)(patterns)
+        got = jax.jit(self.shard(gradient))(patterns)
         expected = sum(gradients_of_cubes((pattern, x), (b, y))[0] for pattern in np.asarray(patterns))
         np.testing.assert_allclose(got, np.stack([expected] * 4), rtol=1e-5, atol=1e-6)
 
@@ -277,10 +261,8 @@ class TestShardMap:
         np.testing.assert_allclose(jax.jit(self.shard(gradient))(scales), expected, rtol=1e-5)
 
 
-@pytest.mark.slow(but="True")
-@pytest.mark.parametrize("disordered", [False, True])
-def test_gradients_export_to_every_platform(rng, disordered):
-    a, x = random_coo(rng, SHAPE, 8, shuffled=disordered)
+def test_gradients_export_to_every_platform(rng):
+    a, x = random_coo(rng, SHAPE, 8, shuffled=True)
     b, y = random_coo(rng, SHAPE, 8)
 
     def gradient(a, x, b, y, thresh):
@@ -308,23 +290,10 @@ class TestCompiledBackward:
         for forbidden in ("scatter(", "sort(", "while(", "conditional("):
             assert forbidden not in text
 
-    def test_of_sparse_add_has_no_sort_and_no_scatter(self, pair):
-        a, x, b, y = pair
-
-        def pull_of(a, b):
-            return jax.vjp(lambda x, y: add(a, x, b, y).sum_values, x, y)[1]
-
-        pull = jax.jit(pull_of)(a, b)
-        text = self.text(pull, jnp.ones(len(a) + len(b)))
-        for forbidden in ("scatter(", "sort("):
-            assert forbidden not in text
-
-    def test_of_second_order_has_no_sort_and_no_scatter(self, pair):
+    def test_of_second_order_has_no_sort(self, pair):
         a, x, b, y = pair
 
         def pull_of(a, b):
             return jax.vjp(jax.grad(sparse_loss(a, b), (0, 1)), x, y)[1]
 
-        text = self.text(jax.jit(pull_of)(a, b), (x, y))
-        for forbidden in ("scatter(", "sort("):
-            assert forbidden not in text
+        assert "sort(" not in self.text(jax.jit(pull_of)(a, b), (x, y))

@@ -1,4 +1,4 @@
-"""The union as one primitive: numpy for what is concrete, loops when compiled, batches, all platforms."""
+"""The union as a primitive: numpy for what is concrete, loops when compiled, batches, all platforms."""
 
 import itertools
 
@@ -9,12 +9,12 @@ import pytest
 from jax import export
 from jax.sharding import PartitionSpec as P
 
-from compilations import compilations_of
+from helpers.compilations import compilations_of
+from helpers.meshes import mesh_of
+from helpers.samples import SHAPE, random_rows
 from jax_sparse_grad import _union
-from meshes import mesh_of
-from test_cpu import draw
 
-SHAPE, NSE = (6, 7), 20
+NSE = 20
 
 
 def find(*operands):
@@ -22,7 +22,7 @@ def find(*operands):
 
 
 def operands(rng, *sizes):
-    return [jnp.asarray(draw(rng, SHAPE, size, ascending=False, unique=False).astype(np.int32)) for size in sizes]
+    return [jax.device_put(random_rows(rng, SHAPE, n, ascending=False, unique=False).astype(np.int32)) for n in sizes]
 
 
 def check_equal(a, b):
@@ -32,15 +32,14 @@ def check_equal(a, b):
 AXES = [((0, 0),), ((0, None),), ((0, None), (None, 0)), ((None, 0), (0, 0))]
 
 
-@pytest.mark.parametrize("axes", AXES, ids=str)
 @pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("axes", AXES, ids=str)
 def test_batches_by_numpy_and_by_loops(rng, axes, count):
     lists, function = operands(rng, 9, 5), find
     for level in axes:
         function = jax.vmap(function, level)
-    for level in axes:
         lists = [
-            rows if axis is None else jnp.stack([rows, rows[..., ::-1, :], rows])[:count]
+            rows if axis is None else jnp.stack([rows, rows[..., ::-1, :], rows[..., ::-1] % 6])[:count]
             for rows, axis in zip(lists, level, strict=True)
         ]
     eager, compiled = function(*lists), jax.jit(function)(*lists)
@@ -56,25 +55,22 @@ def test_batches_by_numpy_and_by_loops(rng, axes, count):
 
 def test_concrete_operands_compile_nothing(rng):
     def several(size):
-        lists = [jax.device_put(draw(rng, SHAPE, n, ascending=False, unique=False)) for n in (size, 5)]
-        total = find(*lists)
-        _union.locate(None, total.indices, lists)
+        lists = operands(rng, size, 5)
+        _union.locate(None, find(*lists).indices, lists)
 
     several(10)
     assert compilations_of(lambda: several(11)) == 0
 
 
 @pytest.mark.parametrize("shape", [SHAPE, None], ids=str)
-def test_rows_are_located(rng, shape):
+def test_batches_are_located(rng, shape):
     total, lists = find(*operands(rng, 9, 5)).indices, operands(rng, 8, 3)
-
-    def locate(total, *lists):
-        return _union.locate(shape, total, lists)
-
-    check_equal(locate(total, *lists), jax.jit(locate)(total, *lists))
-    batched = jax.vmap(locate, (None, 0, None))
+    batched = jax.vmap(lambda total, *lists: _union.locate(shape, total, lists), (None, 0, None))
     stacked = jnp.stack([lists[0], lists[0][::-1]])
-    check_equal(batched(total, stacked, lists[1]), jax.jit(batched)(total, stacked, lists[1]))
+    found = batched(total, stacked, lists[1])
+    check_equal(found, jax.jit(batched)(total, stacked, lists[1]))
+    for k in range(2):
+        check_equal([each[k] for each in found], list(_union.locate(shape, total, [stacked[k], lists[1]])))
 
 
 def test_one_program_serves_all_platforms(rng):
@@ -84,20 +80,17 @@ def test_one_program_serves_all_platforms(rng):
 
 
 def test_each_device_finds_the_union_of_its_own(rng):
-    mesh = mesh_of((2,))
     lists = [np.concatenate([rows, rows[::-1]]) for rows in operands(rng, 9, 5)]
 
     def own(*lists):
         return jax.tree.map(lambda leaf: leaf[None], find(*lists))
 
-    mapped = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=P("rows"), out_specs=P("rows")))
-    total = mapped(*lists)
+    total = jax.jit(jax.shard_map(own, mesh=mesh_of((2,)), in_specs=P("rows"), out_specs=P("rows")))(*lists)
     for k in range(2):
-        half = [rows[len(rows) // 2 * k :][: len(rows) // 2] for rows in lists]
+        half = [np.split(rows, 2)[k] for rows in lists]
         check_equal(jax.tree.map(lambda leaf, k=k: leaf[k], total), find(*half))
 
 
 def test_it_has_no_derivatives(rng):
     lists = operands(rng, 9, 5)
-    gradient = jax.grad(lambda x: find(*lists).nnz * x)(2.0)
-    assert gradient == find(*lists).nnz
+    assert jax.grad(lambda x: find(*lists).nnz * x)(2.0) == find(*lists).nnz

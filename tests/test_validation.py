@@ -10,8 +10,8 @@ import pytest
 from jax.experimental import sparse
 
 import jax_sparse_grad as jsg
-from meshes import devices
-from samples import aligned
+from helpers.meshes import devices
+from helpers.samples import aligned
 
 SHAPE = (3, 4)
 A = {

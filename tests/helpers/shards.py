@@ -9,9 +9,10 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from helpers.matrices import is_entry, to_dense, union_indices
+from helpers.meshes import mesh_of
+from helpers.samples import random_coo
 from jax_sparse_grad import sharded
-from meshes import mesh_of
-from samples import is_entry, random_coo, to_dense, union_indices
 
 SHAPE = (40, 30)
 EVEN = np.arange(9) * SHAPE[0] // 8  # equally many rows in each of eight shards

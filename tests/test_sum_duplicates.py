@@ -1,0 +1,91 @@
+"""`sum_duplicates`: the canonical form of one matrix, against JAX's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+from jax.experimental.sparse import BCOO, BCSR
+
+import jax_sparse_grad as jsg
+from helpers.matrices import check_canonical, is_entry, to_dense, union_indices
+from helpers.samples import LAYOUTS, NSE, SHAPE, random_bcoo, random_bcsr
+
+
+def column(data, rows):
+    """A sparse vector."""
+    return BCOO((jnp.asarray(data), jnp.asarray(rows, jnp.int32).reshape(-1, 1)), shape=(6,))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("remove_zeros", [False, True])
+def test_it_is_that_of_jax(rng, layout, remove_zeros):
+    x = random_bcoo(rng, layout)
+    data = np.asarray(x.data)
+    x.data = jnp.asarray(np.where(np.abs(data) < 4, np.copysign(0, data), data))
+
+    @jax.jit
+    def both(x):
+        return jsg.sum_duplicates(x, nse=NSE, remove_zeros=remove_zeros), x.sum_duplicates(NSE, remove_zeros)
+
+    traced, expected = both(x)
+    total = jsg.sum_duplicates(x, remove_zeros=remove_zeros)
+    np.testing.assert_array_equal(traced.indices, expected.indices)
+    np.testing.assert_array_equal(total.indices, np.asarray(expected.indices)[..., : total.nse, :])
+    for each in (total, traced):
+        np.testing.assert_array_equal(to_dense(each), to_dense(expected))
+    check_canonical(total)
+    if x.n_sparse:
+        inside = is_entry(np.asarray(expected.indices), x.shape[x.n_batch :][: x.n_sparse])
+        assert total.nse == inside.sum(axis=-1).max()
+
+
+def test_zeros_of_a_shared_pattern_go_if_they_are_zero_in_all_batches():
+    data = jnp.array([[0.0, 0, 3], [0, 2, 0]])
+    x = BCOO((data, jnp.array([[[2], [1], [0]]])), shape=(2, 3))
+    total = jsg.sum_duplicates(x, remove_zeros=True)
+    assert (total.indices.tolist(), total.data.tolist()) == ([[[0], [1]]], [[3, 0], [0, 2]])
+
+
+def test_entries_that_cancel_stay():
+    x = column(np.array([1.0, 0, -1], np.float32), [3, 3, 3])
+    assert jsg.sum_duplicates(x, remove_zeros=True).data.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("remove_zeros", [False, True])
+def test_bcsr(rng, remove_zeros):
+    x = random_bcsr(rng)
+    x.data = x.data.at[:3].set(0)
+    total = jsg.sum_duplicates(x, remove_zeros=remove_zeros)
+    assert isinstance(total, BCSR)
+    assert total.nse == x.to_bcoo().sum_duplicates(remove_zeros=remove_zeros).nse
+    np.testing.assert_array_equal(to_dense(total), to_dense(x))
+    check_canonical(total)
+
+
+def test_padding_of_a_sum_made_under_jit_is_stripped(rng):
+    x, y = random_bcoo(rng), random_bcoo(rng)
+    total = jsg.sum_duplicates(jax.jit(jsg.add)(x, y))
+    assert total.nse == len(union_indices(x.indices, y.indices, shape=SHAPE))
+    rows, columns = np.asarray(total.indices).T
+    matrix = scipy.sparse.coo_array((np.asarray(total.data), (rows, columns)), shape=SHAPE)
+    np.testing.assert_array_equal(matrix.todense(), to_dense(x) + to_dense(y))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_what_is_left_out_has_gradient_zero(transform):
+    data, rows = jnp.array([1.0, 0, 2, 4, 0]), [3, 1, 3, 6, 3]
+
+    def loss(data):
+        return jnp.sum(jsg.sum_duplicates(column(data, rows), remove_zeros=True).data ** 2)
+
+    np.testing.assert_array_equal(transform(jax.grad(loss))(data), [6, 0, 6, 0, 0])
+
+
+def test_refusals():
+    with pytest.raises(TypeError, match=r"`x` must be a BCOO or a BCSR, got an array; convert it with `BCOO"):
+        jsg.sum_duplicates(jnp.ones(3))
+    with pytest.raises(TypeError, match="`remove_zeros` must be a Python bool, got 1"):
+        jsg.sum_duplicates(column([1.0], [0]), remove_zeros=1)
+    with pytest.raises(ValueError, match="`nse` must be at least 2"):
+        jsg.sum_duplicates(column([1.0, 2.0], [0, 1]), nse=1)
