@@ -17,7 +17,7 @@ import numpy as np
 from jax import export
 from jax.core import Tracer
 
-from jax_sparse_grad._concrete import cast, is_concrete, put_like, read
+from jax_sparse_grad._concrete import cast, evaluate_if_concrete, is_concrete, read
 from jax_sparse_grad._types import Threshold
 
 MOST_ENTRIES = 2**31 - 1
@@ -122,11 +122,12 @@ def as_array(
         return array
     if is_concrete(array):
         host = as_host_array(name, read(array), copy=True)  # JAX keeps aligned memory instead of copying it
+        device = array.sharding if getattr(array, "committed", False) else None
         try:
-            placed: jax.Array = put_like([array], host)  # unlike `jnp.asarray`, compiles nothing for a new shape
+            with evaluate_if_concrete(array):
+                return jax.device_put(host, device)  # unlike `jnp.asarray`, compiles nothing for a new shape
         except (TypeError, ValueError) as error:
             raise TypeError(f"`{name}` must have a dtype that JAX has, got {array.dtype}") from error
-        return placed
     # A 64-bit array that was made while `jax_enable_x64` was on, used while it is off
     if jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(

@@ -58,7 +58,7 @@ def balanced_row_starts(
     if not listed:
         raise ValueError("`operands` must hold at least one operand")
     count = _arguments.as_nse(shards, "shards")
-    n_rows: int | None = None
+    sizes: list[int] = []
     rows: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     for k, operand in enumerate(listed):
@@ -71,14 +71,14 @@ def balanced_row_starts(
         else:
             indices, _, (size, *_) = host_entries(name, operand)
             sample, weight = indices[:, 0], np.full(len(indices), SAMPLE, np.int64)
-        n_rows = size if n_rows is None else n_rows
-        if size != n_rows:
-            raise ValueError(f"`{name}` must have as many rows as the first; got {size} and {n_rows}")
+        sizes.append(size)
+        if size != sizes[0]:
+            raise ValueError(f"`{name}` must have as many rows as the first; got {size} and {sizes[0]}")
         rows.append(sample.astype(starts_dtype(size)))
         weights.append(weight)
     if not count:
         raise ValueError(f"`shards` must be a positive int if no operand is a `RowSharded`; got {shards}")
-    return balance(np.concatenate(rows), np.concatenate(weights), size, count)
+    return balance(np.concatenate(rows), np.concatenate(weights), sizes[0], count)
 
 
 def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
