@@ -1,14 +1,13 @@
 """`add`, `subtract`, `add_n` and `sum_duplicates`: sums of `jax.experimental.sparse` containers and dense arrays.
 
-Each container is read as index rows and values behind its batch dimensions, added in that form, and returned in the
-form of the operands:
+Each container is read as index rows and values, which are added. The sum is a container of the operands' kind:
 
     BCOO + BCOO -> BCOO      BCSR + BCSR -> BCSR      BCOO + BCSR -> BCOO      dense + any -> dense
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex, overload
 
 import jax
@@ -17,18 +16,16 @@ from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from jax_sparse_grad import _containers, _sum, _validation, _weights
+from jax_sparse_grad import _arguments, _containers, _sum, _weights
 from jax_sparse_grad._auto_axes import call_on_auto_axes, explicit_mesh, merge_specs, spec_of
-from jax_sparse_grad._types import Dense, Operand, Shape, Sparse, Spec, SupportsJaxArray, Weights
+from jax_sparse_grad._types import Dense, Operand, Shape, Sparse, SparseT, Spec, SupportsJaxArray, Weights
 from jax_sparse_grad._weights import Weight
 
 
 @overload
 def add(x: BCOO, y: Sparse, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCOO: ...
 @overload
-def add(x: BCSR, y: BCOO, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCOO: ...
-@overload
-def add(x: BCSR, y: BCSR, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCSR: ...
+def add(x: BCSR, y: SparseT, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> SparseT: ...
 @overload
 def add(x: Sparse, y: Dense, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> jax.Array: ...
 @overload
@@ -55,8 +52,8 @@ def add(
       nse: the number of elements that the sum stores (in each batch), static. By default the exact number if all
         indices are concrete (the largest over all batches), otherwise the sum of the operands' `nse`, which is always
         enough.
-      assume_canonical: a promise that sparse operands are sorted and unique, with padding only at the end. Skips the
-        check.
+      assume_canonical: assert that sparse operands are sorted and unique, with padding only at the end. Their order is
+        then not looked at: if the assertion is false, the sum is wrong, which only `checkify` reports.
 
     Returns:
       A BCOO for two BCOO, a BCSR for two BCSR, and a BCOO for one of each: sorted and unique (as its flags say),
@@ -70,7 +67,7 @@ def add(
         may have entries; concrete indices are negative, or a concrete `indptr` does not rise from 0 to at most nse; a
         concrete sum has more entries than `nse`. Under `jit` only `checkify` reports the last three. Without it, such
         indices count as padding, and the values of a sum with too many entries are NaN (the minimum of a signed, the
-        maximum of an unsigned integer dtype, a mark that holds for this sum only: the next one adds to it).
+        maximum of an unsigned integer dtype, which marks this sum only: the next one adds to it).
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_sparse_grad as jsg
@@ -86,18 +83,15 @@ def add(
       >>> jsg.add(x, jnp.ones((2, 2))).tolist()
       [[2.0, 1.0], [1.0, 3.0]]
 
-    Transformations: all of JAX's. `grad`, `vjp`, `jvp`, `jacfwd`, `jacrev`, `hessian`, `linearize`, `linear_transpose`,
-    `jit`, `vmap` (over values, indices or both), `scan`, `cond`, `checkpoint`, `shard_map`, `jax.export`. The one
-    exception is `jax.experimental.sparse.sparsify`, inside which sparse arguments look dense: call `add` outside of it.
+    Transformations: all of JAX's, in forward and reverse mode, of any order. The one exception is
+    `jax.experimental.sparse.sparsify`, inside which sparse arguments look dense: call `add` outside of it.
 
-    Derivatives: with respect to the values of both operands, of any order. Each gradient has the shape, dtype and
-    pattern of its own operand. Duplicates each receive the gradient of their sum, padding receives 0. Indices have no
-    gradient. The backward pass consists of gathers, without a sort or a scatter.
+    Derivatives: with respect to the values of both operands. Each gradient has the shape, dtype and pattern of its own
+    operand. Duplicates each receive the gradient of their sum, padding receives 0. The backward pass only gathers.
 
     Speed: where values change and patterns do not, `plan_sparse_add` finds the union of the patterns once.
 
-    Precision: entries are added to a dense array of a dtype narrower than 32 bits in a wider one, and the sum is
-    rounded once.
+    Precision: sums in floats of less than 32 bits are computed in a wider dtype and rounded once.
 
     Sharding: batches that are divided among devices stay divided, on `Auto` and on `Explicit` axes of a mesh. If the
     entries of one matrix are divided among devices, the sum is not: use `sharded.add` for that.
@@ -110,9 +104,7 @@ def add(
 @overload
 def subtract(x: BCOO, y: Sparse, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCOO: ...
 @overload
-def subtract(x: BCSR, y: BCOO, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCOO: ...
-@overload
-def subtract(x: BCSR, y: BCSR, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> BCSR: ...
+def subtract(x: BCSR, y: SparseT, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> SparseT: ...
 @overload
 def subtract(x: Sparse, y: Dense, *, nse: SupportsIndex | None = None, assume_canonical: bool = False) -> jax.Array: ...
 @overload
@@ -141,8 +133,7 @@ def subtract(
       Unsigned integers wrap around as in `jnp`.
 
     Raises:
-      TypeError: as for `add`.
-      ValueError: as for `add`.
+      TypeError, ValueError: as for `add`.
 
     Example:
       >>> import jax.numpy as jnp, jax_sparse_grad as jsg
@@ -229,8 +220,6 @@ def add_n(
 
     Transformations and derivatives: as for `add`; also with respect to the weights.
 
-    Speed: more than two operands are sorted as one list, whose time grows with the number of all entries.
-
     Mirrors `tf.add_n`, for sparse operands; the weights are alpha and beta of cuSPARSE's `csrgeam2`.
     """
     names, operands = name_operands(operands)
@@ -239,9 +228,7 @@ def add_n(
 
 
 @overload
-def sum_duplicates(x: BCOO, *, nse: SupportsIndex | None = None, remove_zeros: bool = False) -> BCOO: ...
-@overload
-def sum_duplicates(x: BCSR, *, nse: SupportsIndex | None = None, remove_zeros: bool = False) -> BCSR: ...
+def sum_duplicates(x: SparseT, *, nse: SupportsIndex | None = None, remove_zeros: bool = False) -> SparseT: ...
 @overload
 def sum_duplicates(
     x: SupportsJaxArray, *, nse: SupportsIndex | None = None, remove_zeros: bool = False
@@ -256,8 +243,8 @@ def sum_duplicates(
       nse: the number of elements to store in each batch, static. By default the exact number if all indices are
         concrete (the largest over all batches), which removes padding; otherwise the `nse` of `x`.
       remove_zeros: leave out stored zeros. With dense dimensions, these are rows of zeros; in a pattern that batches
-        share, entries that are zero in all of them. As in JAX, entries are looked at before duplicates are summed:
-        those that cancel stay. If `nse` is not given, the values must be concrete too for the exact number.
+        share, entries that are zero in all of them. As in JAX, zeros are removed before duplicates are summed: entries
+        that cancel stay. If `nse` is not given, the values must be concrete too for the exact number.
 
     Returns:
       A BCOO or a BCSR, as `x` is, whose flags say that it is sorted and unique. Each of several duplicates receives the
@@ -282,7 +269,7 @@ def sum_duplicates(
     Mirrors `BCOO.sum_duplicates`, where `remove_zeros` is True by default, and entries beyond `nse` are dropped
     silently.
     """
-    drop = _validation.as_flag("remove_zeros", remove_zeros)
+    drop = _arguments.as_flag("remove_zeros", remove_zeros)
     operand = _containers.as_operand(("x",), "x", x)
     if isinstance(operand, jax.Array):
         raise TypeError("`x` must be a BCOO or a BCSR, got an array; convert it with `BCOO.fromdense`")
@@ -298,18 +285,18 @@ def empty(
     n_dense: SupportsIndex = 0,
     index_dtype: DTypeLike | None = None,
 ) -> BCOO:
-    """Make a BCOO without entries, but with room for some: the initial carry of a loop that accumulates.
+    """Make a BCOO that stores only padding: the initial carry of a loop that accumulates.
 
     Args:
       shape: the dense shape, static.
-      nse: the number of elements to make room for (in each batch), static: the `nse` of the sums to come.
+      nse: the number of elements to store (in each batch), static: the `nse` of the sums to come.
       dtype: the dtype of the values, which must be that of the sums to come.
       n_batch: the number of leading batch dimensions.
       n_dense: the number of trailing dense dimensions.
       index_dtype: the dtype of the indices. By default int32, or int64 if a size needs that.
 
     Returns:
-      A canonical BCOO that holds only padding, with the flags of a sum.
+      A canonical BCOO without entries, with the flags of a sum.
 
     Raises:
       TypeError: an argument is traced or has the wrong type; `dtype` is not numeric.
@@ -332,51 +319,43 @@ def empty(
     Mirrors `jax.experimental.sparse.empty`, whose flags would change in the first step of a loop, which JAX does not
     allow.
     """
-    sizes = _validation.as_shape("shape", shape)
-    room, batches, dense = (
-        _as_count(name, number) for name, number in (("nse", nse), ("n_batch", n_batch), ("n_dense", n_dense))
+    sizes = _arguments.as_shape("shape", shape)
+    nse, n_batch, n_dense = (
+        _as_count(name, count) for name, count in (("nse", nse), ("n_batch", n_batch), ("n_dense", n_dense))
     )
-    if batches + dense > len(sizes):
+    if n_batch + n_dense > len(sizes):
         raise ValueError(
-            f"`n_batch` and `n_dense` must not exceed the number of sizes together; got {batches}, {dense} and {sizes}"
+            f"`n_batch` and `n_dense` together must not exceed the number of sizes; got {n_batch}, {n_dense}, {sizes}"
         )
-    sparse_sizes = sizes[batches : len(sizes) - dense]
-    kind = _as_dtype("dtype", dtype)
-    try:
-        _validation.as_numeric("dtype", np.zeros(0, kind))
-    except TypeError as error:
-        raise TypeError(f"`dtype` must be one that sums support, got {kind}") from error
-    row_kind = _row_dtype(sparse_sizes, index_dtype)
-    _validation.check_sizes_fit("shape", sparse_sizes, row_kind)
+    batch, sparse, dense = sizes[:n_batch], sizes[n_batch : len(sizes) - n_dense], sizes[len(sizes) - n_dense :]
+    if index_dtype is None:
+        index_dtype = _containers.index_dtype(sparse)
+    index_dtype = _as_dtype("index_dtype", index_dtype, "an integer dtype", _arguments.as_integers)
+    dtype = _as_dtype("dtype", dtype, "a dtype that sums support", _arguments.as_numeric)
+    _arguments.check_sizes_fit("shape", sparse, index_dtype)
     # numpy compiles nothing for a new length.
-    rows = np.broadcast_to(np.asarray(sparse_sizes, row_kind), (*sizes[:batches], room, len(sparse_sizes)))
-    data = np.zeros((*sizes[:batches], room, *sizes[len(sizes) - dense :]), kind)
-    return BCOO(jax.device_put((data, np.array(rows))), shape=sizes, indices_sorted=True, unique_indices=True)
+    indices = np.array(np.broadcast_to(np.asarray(sparse, index_dtype), (*batch, nse, len(sparse))))
+    data = np.zeros((*batch, nse, *dense), dtype)
+    return BCOO(jax.device_put((data, indices)), shape=sizes, indices_sorted=True, unique_indices=True)
 
 
-def _as_count(name: str, number: Any) -> int:
-    count = _validation.as_nse(number, name)
-    if count is None:
+def _as_count(name: str, count: Any) -> int:
+    number = _arguments.as_nse(count, name)
+    if number is None:
         raise TypeError(f"`{name}` must be an int, got None")
-    return count
+    return number
 
 
-def _row_dtype(sizes: tuple[int, ...], asked: Any) -> np.dtype:
-    if asked is None:
-        return _containers.index_dtype(sizes)
-    dtype = _as_dtype("index_dtype", asked)
-    _validation.as_integers("index_dtype", np.zeros(0, dtype))
-    return dtype
-
-
-def _as_dtype(name: str, dtype: Any) -> np.dtype:
-    """The dtype that JAX uses for a dtype, or anything that names one."""
-    if dtype is None:
-        raise TypeError(f"`{name}` must be a dtype, got None")
+def _as_dtype(name: str, given: Any, expected: str, as_array: Callable[[str, Any], jax.Array]) -> np.dtype:
+    """The dtype that JAX uses for a dtype, or for anything that names one, if `as_array` accepts it."""
     try:
-        return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+        if given is None:
+            raise TypeError
+        dtype = np.dtype(jax.dtypes.canonicalize_dtype(given))
+        as_array(name, np.zeros(0, dtype))
     except TypeError:
-        raise TypeError(f"`{name}` must be a dtype, got {dtype!r}") from None
+        raise TypeError(f"`{name}` must be {expected}, got {given!r}") from None
+    return dtype
 
 
 def name_operands(operands: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
@@ -385,7 +364,7 @@ def name_operands(operands: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
     single = isinstance(operands, jax.Array | np.ndarray | str | bytes | Mapping) or _containers.is_sparse(operands)
     if single or not isinstance(operands, Iterable):
         raise TypeError(
-            f"`operands` must be a list or tuple of operands (or another iterable), got {_validation.kind_of(operands)}"
+            f"`operands` must be a list or tuple of operands (or another iterable), got {_arguments.kind_of(operands)}"
         )
     operands = list(operands)
     if not operands:
@@ -403,28 +382,27 @@ def _add(
     weights: Sequence[Weight] = (),
     remove_zeros: bool = False,
 ) -> Any:
-    spec = Spec(
-        (), (), _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical), strict=False
-    )
+    canonical = _arguments.as_flag("assume_canonical", assume_canonical)
+    spec = Spec((), (), _arguments.as_nse(nse), canonical, beyond_is_padding=True)
     signs = negated or [False] * len(operands)
     arrays = [_containers.as_operand(names, name, operand) for name, operand in zip(names, operands, strict=True)]
     given = arrays, list(weights)
 
-    def add(given: tuple[Sequence[Any], Sequence[Weight]]) -> Sparse | jax.Array:
+    def add_given(given: tuple[Sequence[Any], Sequence[Weight]]) -> Sparse | jax.Array:
         return _add_operands(spec, names, *given, signs, remove_zeros)
 
     mesh = explicit_mesh(given)
     if mesh is None:
-        return add(given)
+        return add_given(given)
     treedef = jax.tree.structure(None)
 
-    def parts_of_sum(given: tuple[Sequence[Any], Sequence[Weight]]) -> list[jax.Array]:
+    def add_to_leaves(given: tuple[Sequence[Any], Sequence[Weight]]) -> list[jax.Array]:
         nonlocal treedef
-        parts, treedef = jax.tree.flatten(add(given))
-        return parts
+        leaves, treedef = jax.tree.flatten(add_given(given))
+        return leaves
 
-    parts = call_on_auto_axes(parts_of_sum, given, mesh, _specs_of_sum(arrays))
-    return jax.tree.unflatten(treedef, parts)
+    leaves = call_on_auto_axes(add_to_leaves, given, mesh, _specs_of_sum(arrays))
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def _specs_of_sum(operands: Sequence[Sparse | jax.Array]) -> list[PartitionSpec]:
@@ -454,33 +432,31 @@ def _add_operands(
 ) -> Sparse | jax.Array:
     sparse = {name: x for name, x in zip(names, operands, strict=True) if isinstance(x, BCOO | BCSR)}
     dense = {name: x for name, x in zip(names, operands, strict=True) if name not in sparse}
-    whole = _containers.common_shape(names, operands)
+    full_shape = _containers.common_shape(names, operands)
     n_batch, n_sparse = _containers.common_layout(sparse)
-    shape = whole[n_batch : n_batch + n_sparse]
+    shape = full_shape[n_batch : n_batch + n_sparse]
 
     index_names = tuple(f"{name}.indices" for name in sparse)
-    indices = _validation.promote_indices(index_names, [_containers.indices_of(name, x) for name, x in sparse.items()])
-    _validation.check_shape_fits(f"{names[0]}.shape", shape, index_names[0], indices[0])
-    data = [_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items()]
+    indices = _arguments.promote_indices(index_names, [_containers.indices_of(name, x) for name, x in sparse.items()])
+    _arguments.check_shape_fits(f"{names[0]}.shape", shape, index_names[0], indices[0])
+    data = tuple(_arguments.as_numeric(f"{name}.data", x.data) for name, x in sparse.items())
     if remove_zeros:
         indices = tuple(_containers.mark_zeros(rows, each, shape) for rows, each in zip(indices, data, strict=True))
 
     value_names, values = (*dense, *(f"{name}.data" for name in sparse)), (*dense.values(), *data)
-    _validation.check_devices((*index_names, *value_names), (*indices, *values))
-    places = [names.index(name) for name in (*dense, *sparse)]
-    signs = [negated[k] for k in places]
+    _arguments.check_devices((*index_names, *value_names), (*indices, *values))
+    numbers = [names.index(name) for name in (*dense, *sparse)]
+    signs = [negated[k] for k in numbers]
     dtype, factors = _weights.in_dtype_of_sum(
-        value_names, values, places, [weights[k] for k in places] if weights else []
+        value_names, values, numbers, [weights[k] for k in numbers] if weights else []
     )
     spec = spec._replace(names=index_names, shape=shape)
     if dense:
         if spec.nse is not None:
             raise ValueError(f"`nse` must not be given if an operand is dense: the sum is dense too; got {spec.nse}")
-        # Only a merge needs the promised order.
-        spec = spec._replace(canonical=False)
-        arrays = tuple(dense.values())
-        return _sum.add_to_dense(spec, arrays, indices, tuple(data), dtype, negated=signs, weights=factors)
+        spec = spec._replace(canonical=False)  # only a merge relies on the order
+        return _sum.add_to_dense(spec, tuple(dense.values()), indices, data, dtype, negated=signs, weights=factors)
     union = _sum.find_union(spec, indices)
-    total = _sum.add_values(union, tuple(data), dtype, negated=signs, weights=factors)
-    compressed = _containers.compress_if_all_are(list(sparse.values()), union.indices, shape)
-    return _containers.as_matrix(total, union.indices, compressed, whole)
+    total = _sum.add_values(union, data, dtype, negated=signs, weights=factors)
+    compressed = _containers.compress_if_all_bcsr(list(sparse.values()), union.indices, shape)
+    return _containers.as_matrix(total, union.indices, compressed, full_shape)

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO, BCSR, JAXSparse
 
-from jax_sparse_grad import _validation
+from jax_sparse_grad import _arguments
 from jax_sparse_grad._batching import map_batches
 from jax_sparse_grad._concrete import is_concrete, put_like, read
-from jax_sparse_grad._guards import guard_indptr
+from jax_sparse_grad._data_checks import check_indptr
 from jax_sparse_grad._types import Sparse
 
 
@@ -31,9 +31,9 @@ def index_dtype(shape: tuple[int, ...]) -> np.dtype:
 
 def without_wrappers(operand: Any) -> Any:
     """The content of a wrapper such as `flax.nnx.Param`, or a container whose arrays are not wrapped."""
-    operand = _validation.unwrap(operand)
+    operand = _arguments.unwrap(operand)
     if isinstance(operand, BCOO | BCSR):
-        bare = {part: _validation.unwrap(array) for part, array in vars(operand).items()}
+        bare = {part: _arguments.unwrap(array) for part, array in vars(operand).items()}
         if any(array is not getattr(operand, part) for part, array in bare.items()):
             operand = copy.copy(operand)
             vars(operand).update(bare)
@@ -50,42 +50,38 @@ def as_operand(names: Sequence[str], name: str, operand: Any) -> Sparse | jax.Ar
     operand = without_wrappers(operand)
     if isinstance(operand, BCOO | BCSR):
         return operand
-    listed = isinstance(operand, list | tuple)
-    # JAX would iterate over the elements of a matrix in a list.
+    listed = isinstance(operand, list | tuple) and not hasattr(operand, "_fields")  # not a named tuple
     inner = [x for x in jax.tree.leaves(operand, is_leaf=is_sparse) if is_sparse(x)] if listed else []
     if inner or not (listed or isinstance(operand, jax.Array | np.ndarray)):
-        raise TypeError(_refusal(names, name, operand, inner))
-    if not listed and not jnp.issubdtype(operand.dtype, jnp.number):
-        raise TypeError(f"`{name}` must have a numeric dtype, got {operand.dtype}")
-    return _validation.as_numeric(name, operand)
+        either = "a BCOO or a BCSR" if tuple(names) == ("x",) else "a BCOO, a BCSR or an array"
+        of = f" of {type(inner[0]).__name__}" if inner else ""
+        remedy = _remedy(names, name, operand)
+        raise TypeError(f"`{name}` must be {either}, got {type(operand).__name__}{of}{remedy}")
+    return _arguments.as_numeric(name, operand)
 
 
-def _refusal(names: Sequence[str], name: str, operand: Any, inner: Sequence[Any]) -> str:
-    """The message for something that is not an operand: what it is, and what to call instead."""
-    kind = type(operand).__name__
-    alone = tuple(names) == ("x",)  # of `sum_duplicates`
-    got = f"`{name}` must be a BCOO{' or' if alone else ','} a BCSR{'' if alone else ' or an array'}, got {kind}"
+_REMEDIES = {
+    "list": "`add_n` adds the matrices of a list",
+    "tuple": "`add_n` adds the matrices of a tuple",
+    "RowSharded": "call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`",
+    "SparseAddPlan": "a plan is called with the values of its operands: `plan(x.data, y.data)`",
+    "SparseAddOutput": "the same matrix is `BCOO((x.sum_values, x.sum_indices), shape=x.sum_shape)`",
+}
+
+
+def _remedy(names: Sequence[str], name: str, operand: Any) -> str:
+    """What to do about something that is not an operand."""
+    remedy = _REMEDIES.get(type(operand).__name__, "")
     if isinstance(operand, numbers.Number):
         other = next((each for each in names if each != name), "x")
-        return f"{got}; a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
-    if hasattr(operand, "row_starts"):  # a `RowSharded`, whose module imports this one
-        return f"{got}; call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`"
-    if _validation.is_plan(operand):
-        return f"{got}; a plan is called with the values of its operands: `plan(x.data, y.data)`"
-    if isinstance(operand, JAXSparse):
-        same = {
-            "COO": "BCOO((m.data, jnp.stack([m.row, m.col], axis=1)), shape=m.shape)",
-            "CSR": "BCSR((m.data, m.indices, m.indptr), shape=m.shape)",
-            "CSC": "BCSR((m.data, m.indices, m.indptr), shape=m.shape[::-1]).to_bcoo().T",
-        }
-        return f"{got}; the same matrix m is `{same.get(kind, 'BCOO.fromdense(m.todense())')}`"
-    if hasattr(operand, "tocoo"):
-        return f"{got}; convert it with `BCOO.from_scipy_sparse` or `BCSR.from_scipy_sparse`"
-    if inner:
-        return f"{got} of {type(inner[0]).__name__}; `add_n` adds the matrices of a list"
-    if operand is None and not alone:
-        return f"{got}; `add` takes two operands, and `add_n` a list of any number"
-    return got + ("; `jnp.asarray` may convert it" if hasattr(operand, "__array__") else "")
+        remedy = f"a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
+    elif isinstance(operand, JAXSparse):
+        remedy = "convert it with `BCOO.fromdense(x.todense())`"
+    elif hasattr(operand, "tocoo"):
+        remedy = "convert it with `BCOO.from_scipy_sparse` or `BCSR.from_scipy_sparse`"
+    elif hasattr(operand, "__array__"):
+        remedy = "`jnp.asarray` converts a dense array"
+    return f"; {remedy}" if remedy else ""
 
 
 def mark_zeros(rows: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -170,14 +166,14 @@ def _check_arrays(name: str, operand: Sparse) -> None:
 
 def indices_of(name: str, operand: Sparse) -> jax.Array:
     """Index rows `[*batch, nse, n_sparse]`."""
-    indices = _validation.as_integers(f"{name}.indices", operand.indices)
+    indices = _arguments.as_integers(f"{name}.indices", operand.indices)
     if isinstance(operand, BCOO):
         return indices
     shape = tuple(operand.shape[operand.n_batch :][:2])
-    indptr = _validation.as_integers(f"{name}.indptr", operand.indptr)
+    indptr = _arguments.as_integers(f"{name}.indptr", operand.indptr)
     dtype = _index_dtype_of(indices, indptr)
-    _validation.check_sizes_fit(f"{name}.shape", shape, dtype)
-    indptr = guard_indptr(f"{name}.indptr", indptr, operand.nse)
+    _arguments.check_sizes_fit(f"{name}.shape", shape, dtype)
+    indptr = check_indptr(f"{name}.indptr", indptr, operand.nse)
     if is_concrete(indices, indptr):
         rows = _rows_of(np, read(indices), read(indptr), shape, dtype)
         return put_like([indices, indptr], rows, operand.n_batch)
@@ -192,9 +188,9 @@ def _index_dtype_of(*arrays: jax.Array) -> np.dtype:
 
 
 def _rows_of(xp: Any, columns: Any, indptr: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    """Index rows `[*batch, nse, 2]` of a BCSR; what lies behind its last row is padding. By XLA for one batch only."""
+    """Index rows `[*batch, nse, 2]` of a BCSR; entries after its last row are padding. `jnp`: of one batch."""
     batch, nse = np.broadcast_shapes(columns.shape[:-1], indptr.shape[:-1]), columns.shape[-1]
-    # Entry k lies in row r if r starts, from that of row 1 on, are at most k.
+    # Entry k lies in row r if r of the starts, from that of row 1 on, are at most k.
     counts = _count(xp, indptr[..., 1:], nse)
     row = xp.broadcast_to(xp.cumsum(counts, axis=-1)[..., :nse], (*batch, nse))
     padding = row >= shape[0]
@@ -204,7 +200,7 @@ def _rows_of(xp: Any, columns: Any, indptr: Any, shape: tuple[int, ...], dtype: 
 
 
 def _count(xp: Any, numbers: Any, most: int) -> Any:
-    """How often each number from 0 to `most` occurs, `[*batch, most + 1]` int32. By XLA for one batch only."""
+    """How often each number from 0 to `most` occurs, `[*batch, most + 1]` int32. `jnp`: of one batch."""
     if xp is jnp:
         zeros = jnp.zeros_like(numbers, np.int32, shape=(most + 1,))
         numbers = numbers.astype(np.int32) if numbers.dtype.itemsize < 4 else numbers
@@ -225,8 +221,8 @@ def as_matrix(values: jax.Array, indices: jax.Array, compressed: Compressed | No
     return BCSR((values, *compressed), shape=shape, indices_sorted=True, unique_indices=True)
 
 
-def compress_if_all_are(operands: Sequence[Sparse], indices: jax.Array, sizes: tuple[int, ...]) -> Compressed | None:
-    """Canonical index rows `[*batch, nse, 2]` as those of a BCSR if all operands are one; `indptr` in their dtype."""
+def compress_if_all_bcsr(operands: Sequence[Sparse], indices: jax.Array, sizes: tuple[int, ...]) -> Compressed | None:
+    """Canonical index rows `[*batch, nse, 2]` as a BCSR stores them, if all operands are BCSR."""
     compressed = [x for x in operands if isinstance(x, BCSR)]
     if len(compressed) < len(operands):
         return None
@@ -243,8 +239,8 @@ def compress_if_all_are(operands: Sequence[Sparse], indices: jax.Array, sizes: t
 
 
 def _compress(xp: Any, indices: Any, n_rows: int, dtype: np.dtype) -> Compressed:
-    """The columns of sorted index rows, and the number of entries before each of the rows, and before their end."""
-    # Padding lies behind the last row, and is not counted.
+    """The columns of sorted index rows, and the number of entries before each row and before the end."""
+    # Padding comes after the last row, and is not counted.
     counts = _count(xp, indices[..., 0], n_rows)[..., :n_rows]
     starts = xp.cumsum(counts, axis=-1, dtype=dtype)
     return indices[..., 1], xp.concatenate([xp.zeros_like(starts, shape=(*starts.shape[:-1], 1)), starts], axis=-1)

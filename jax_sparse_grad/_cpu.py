@@ -175,7 +175,7 @@ def sort_spans(keys: Keys, ends: Sequence[int], unsorted: jax.Array) -> tuple[Ke
     A stable radix sort. `unsorted` tells for each span whether it has to be sorted; others take no time.
     """
     begins = np.array([0, *ends[:-1]], U)
-    order = jnp.arange(keys[0].shape[0], dtype=U)
+    words, order = keys[-1], jnp.arange(keys[0].shape[0], dtype=U)
     for k, word in enumerate(reversed(keys)):
 
         def sort_twice(n: jax.Array, state: Any) -> Any:
@@ -188,7 +188,7 @@ def sort_spans(keys: Keys, ends: Sequence[int], unsorted: jax.Array) -> tuple[Ke
             pair, table = _sort_by_digit(shift + U(DIGIT), span, spare, pair, table)
             return pair, spare, table
 
-        words = word[order] if k else word
+        words = word[order] if k else words
         spare, table = (jnp.zeros_like(words),) * 2, (jnp.zeros(DIGITS + 1, U),) * 2
         start = vary_alike(((words, order), spare, table, keys))[:-1]
         (words, order), *_ = lax.fori_loop(U(0), U(2 * len(ends)), sort_twice, start)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO, BCSR
 
-from jax_sparse_grad import _containers, _sum, _validation
+from jax_sparse_grad import _arguments, _containers, _sum
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._concrete import on_cpu, put_like, read
 from jax_sparse_grad._types import ArrayInput, MatrixT, Shape, Sparse, Spec, SupportsJaxArray
@@ -46,7 +46,7 @@ class SparseAddPlan(Generic[MatrixT]):
 
         Behind the `nnz` entries comes padding, where all indices equal the shape.
         """
-        return _validation.as_integers("plan.indices", self.union.indices)
+        return _arguments.as_integers("plan.indices", self.union.indices)
 
     @property
     def nse(self) -> int:
@@ -123,7 +123,7 @@ class SparseAddPlan(Generic[MatrixT]):
         Linear in the values. Works under all of JAX's transformations, forward mode included; derivatives only gather.
         """
         self._check_single()
-        arrays, dtype = _validation.as_plan_values(values, [slots.shape[0] for slots in self.union.slots])
+        arrays, dtype = _arguments.as_plan_values(values, [slots.shape[0] for slots in self.union.slots])
         return _sum.add_values(self.union, arrays, dtype)
 
     @on_auto_axes
@@ -151,10 +151,10 @@ class SparseAddPlan(Generic[MatrixT]):
           (BCOO(float32[3, 3], nse=5), [[1.0, 2.0, 0.0], [0.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
         """
         self._check_single()
-        values = _validation.as_values("data", data, self.nse, "plan.indices")
+        values = _arguments.as_values("data", data, self.nse, "plan.indices")
         compressed = self.compressed
         if compressed is not None:
-            columns, indptr = (_validation.as_integers("plan.compressed", each) for each in compressed)
+            columns, indptr = (_arguments.as_integers("plan.compressed", each) for each in compressed)
             compressed = columns, indptr
         shape = self.shape + values.shape[1:]
         return cast(MatrixT, _containers.as_matrix(values, self.indices, compressed, shape))
@@ -213,7 +213,8 @@ def plan_sparse_add(
       shape: the sparse shape of all operands, static. Not needed for matrices, which know their shape.
       nse: the number of elements that the sum stores, static. By default the exact number if all indices are concrete
         (also inside `jit` if they are closed over), otherwise the sum of all `nnz_k`, which is always enough.
-      assume_canonical: a promise that all indices are sorted and unique, with padding only at the end. Skips the check.
+      assume_canonical: assert that all indices are sorted and unique, with padding only at the end. Their order is then
+        not looked at: if the assertion is false, the plan is wrong, which only `checkify` reports.
 
     Returns:
       A `SparseAddPlan`: `plan(*values)` adds, and `plan.with_data(data)` makes a matrix of the result.
@@ -247,17 +248,17 @@ def plan_sparse_add(
     """
     if not operands:
         raise ValueError("`operands` must hold at least one operand")
-    spec = Spec((), (), _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical))
+    spec = Spec((), (), _arguments.as_nse(nse), _arguments.as_flag("assume_canonical", assume_canonical))
     if any(isinstance(x, BCOO | BCSR) for x in operands):
         return _plan_of_matrices(operands, shape, spec)
     if isinstance(operands[0], list | tuple) and any(map(_containers.is_sparse, operands[0])):
         raise TypeError("`operands` must be passed one by one, got a list; call `plan_sparse_add(*operands)`")
     names = tuple(f"operands[{k}]" for k in range(len(operands)))
-    arrays = _validation.as_common_indices(names, operands)
+    arrays = _arguments.as_common_indices(names, operands)
     if shape is None:
         raise TypeError("`shape` must be given if the operands are arrays of indices, got None")
-    sizes = _validation.as_shape("shape", shape)
-    _validation.check_shape_fits("shape", sizes, names[0], arrays[0])
+    sizes = _arguments.as_shape("shape", shape)
+    _arguments.check_shape_fits("shape", sizes, names[0], arrays[0])
     return SparseAddPlan(_sum.find_union(spec._replace(names=names, shape=sizes), arrays), sizes)
 
 
@@ -266,7 +267,7 @@ def _plan_of_matrices(operands: Sequence[Any], shape: Shape | None, spec: Spec) 
     for name, x in named.items():
         if not isinstance(x, BCOO | BCSR):
             raise TypeError(
-                f"`{name}` must be a BCOO or a BCSR, as other operands are, got {_validation.kind_of(x)}; "
+                f"`{name}` must be a BCOO or a BCSR, as other operands are, got {_arguments.kind_of(x)}; "
                 "if that holds indices, pass `indices` of the matrices too, and `shape`"
             )
     whole = _containers.common_shape(tuple(named), list(named.values()))
@@ -277,12 +278,12 @@ def _plan_of_matrices(operands: Sequence[Any], shape: Shape | None, spec: Spec) 
             "`jax.vmap`, or add them with `jsg.add`"
         )
     sizes = whole[:n_sparse]
-    if shape is not None and _validation.as_shape("shape", shape) != sizes:
+    if shape is not None and _arguments.as_shape("shape", shape) != sizes:
         raise ValueError(f"`shape` must be the shape of the matrices, {sizes}, or be left out; got {shape}")
     names = tuple(f"{name}.indices" for name in named)
     rows = [_containers.indices_of(name, x) for name, x in named.items()]
-    indices = _validation.promote_indices(names, rows)
-    _validation.check_shape_fits(f"{next(iter(named))}.shape", sizes, names[0], indices[0])
-    union = _sum.find_union(spec._replace(names=names, shape=sizes, strict=False), indices)
-    compressed = _containers.compress_if_all_are(list(named.values()), union.indices, sizes)
+    indices = _arguments.promote_indices(names, rows)
+    _arguments.check_shape_fits(f"{next(iter(named))}.shape", sizes, names[0], indices[0])
+    union = _sum.find_union(spec._replace(names=names, shape=sizes, beyond_is_padding=True), indices)
+    compressed = _containers.compress_if_all_bcsr(list(named.values()), union.indices, sizes)
     return SparseAddPlan(union, sizes, compressed)

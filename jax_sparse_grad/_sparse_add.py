@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jax_sparse_grad import _sum, _validation
+from jax_sparse_grad import _arguments, _sum
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._batching import vary_alike
 from jax_sparse_grad._concrete import is_concrete
@@ -75,8 +75,8 @@ def sparse_add(
         components). Dropped entries have gradient 0. NaN is kept. `thresh` itself has no gradient.
       nse: the number of elements that the sum stores, static. By default the exact number if everything it depends on
         is concrete (also inside `jit` if closed over), otherwise `nnz_a + nnz_b`, which is always enough.
-      assume_canonical: a promise that both operands are sorted and unique, with padding only at the end. Skips the
-        check.
+      assume_canonical: assert that both operands are sorted and unique, with padding only at the end. Their order is
+        then not looked at: if the assertion is false, the sum is wrong, which only `checkify` reports.
 
     Returns:
       `SparseAddOutput(sum_indices [nse, ndims], sum_values [nse, *dense], sum_shape)`, lexicographically sorted and
@@ -108,23 +108,23 @@ def sparse_add(
 
     Mirrors `tf.raw_ops.SparseAdd`, argument for argument.
     """
-    shape = _validation.as_shape("a_shape", a_shape)
-    other_shape = _validation.as_shape("b_shape", b_shape)
+    shape = _arguments.as_shape("a_shape", a_shape)
+    other_shape = _arguments.as_shape("b_shape", b_shape)
     if other_shape != shape:
         raise ValueError(f"`b_shape` must equal `a_shape`; got {other_shape} and {shape}")
     names = ("a_indices", "b_indices")
-    indices = _validation.as_common_indices(names, (a_indices, b_indices))
-    _validation.check_shape_fits("a_shape", shape, names[0], indices[0])
+    indices = _arguments.as_common_indices(names, (a_indices, b_indices))
+    _arguments.check_shape_fits("a_shape", shape, names[0], indices[0])
     value_names = ("a_values", "b_values")
-    values = _validation.as_common_values(value_names, (a_values, b_values), names, [rows.shape[0] for rows in indices])
-    _validation.check_devices((*names, *value_names), (*indices, *values))
-    dtype = _validation.common_dtype(value_names, values)
-    spec = Spec(names, shape, _validation.as_nse(nse), _validation.as_flag("assume_canonical", assume_canonical))
-    limit = _validation.as_threshold(thresh)
-    if limit is None:
+    values = _arguments.as_common_values(value_names, (a_values, b_values), names, [rows.shape[0] for rows in indices])
+    _arguments.check_devices((*names, *value_names), (*indices, *values))
+    dtype = _arguments.common_dtype(value_names, values)
+    spec = Spec(names, shape, _arguments.as_nse(nse), _arguments.as_flag("assume_canonical", assume_canonical))
+    threshold = _arguments.as_threshold(thresh)
+    if threshold is None:
         union = _sum.find_union(spec, indices)
     else:
-        union = _sum.find_union_above(spec, indices, values, limit, dtype)
+        union = _sum.find_union_above(spec, indices, values, threshold, dtype)
     if is_concrete(values):  # nothing is differentiated; a call of a `custom_vjp` takes as long as such a sum
         return SparseAddOutput(union.indices, _sum.add_values(union, values, dtype), shape)
     kinds = _Kinds(dtype, tuple(np.dtype(each.dtype) for each in values))

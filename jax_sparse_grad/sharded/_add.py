@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex, overload
 import jax
 import numpy as np
 
-from jax_sparse_grad import _containers, _validation, _weights
+from jax_sparse_grad import _arguments, _containers, _weights
 from jax_sparse_grad._add import name_operands
 from jax_sparse_grad._concrete import is_concrete
 from jax_sparse_grad._types import Dense, SupportsJaxArray, Weights
@@ -224,7 +224,7 @@ def sum_duplicates(x: RowSharded, *, capacity: SupportsIndex | None = None, remo
     Mirrors `jax_sparse_grad.sum_duplicates`.
     """
     as_sharded("x", x)
-    if _validation.as_flag("remove_zeros", remove_zeros):
+    if _arguments.as_flag("remove_zeros", remove_zeros):
         x = dataclasses.replace(x, indices=_mark_zeros(layout_of_all({"x": x}), None, None, (x.indices, x.data)))
     total: RowSharded = _add(("x",), (x,), capacity, False)
     return total
@@ -244,7 +244,7 @@ def _add(
     negated: Sequence[int] = (),
     weights: Sequence[Weight] = (),
 ) -> Any:
-    size, canonical = as_capacity(capacity), _validation.as_flag("assume_canonical", assume_canonical)
+    size, canonical = as_capacity(capacity), _arguments.as_flag("assume_canonical", assume_canonical)
     sparse = {name: x for name, x in zip(names, operands, strict=True) if isinstance(x, RowSharded)}
     first = next(iter(sparse), None)
     dense = {name: _as_array(name, x, first) for name, x in zip(names, operands, strict=True) if name not in sparse}
@@ -252,7 +252,7 @@ def _add(
         raise TypeError("one of the operands must be a `RowSharded`, got only arrays; add those with `+`")
     _containers.common_shape(names, [sparse.get(name, dense.get(name)) for name in names])
     layout, row_starts, indices = _sum.patterns_of(sparse, same_starts=not dense)
-    values = tuple(_validation.as_numeric(f"{name}.data", x.data) for name, x in sparse.items())
+    values = tuple(_arguments.as_numeric(f"{name}.data", x.data) for name, x in sparse.items())
     places = [names.index(name) for name in (*dense, *sparse)]
     value_names, factors = (*dense, *(f"{name}.data" for name in sparse)), [weights[k] for k in places if weights]
     dtype, factors = _weights.in_dtype_of_sum(value_names, [*dense.values(), *values], places, factors)
@@ -271,7 +271,7 @@ def _add(
 def _as_array(name: str, operand: Any, other: str | None) -> jax.Array:
     """A dense operand; `other` is the name of a sparse one, for messages."""
     if isinstance(operand, jax.Array | np.ndarray | list | tuple) or hasattr(operand, "__jax_array__"):
-        return _validation.as_numeric(name, operand)
+        return _arguments.as_numeric(name, operand)
     remedy = ""
     if hasattr(operand, "todense"):
         remedy = (

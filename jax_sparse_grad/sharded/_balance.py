@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sparse_grad import _keys, _validation
+from jax_sparse_grad import _arguments, _keys
 from jax_sparse_grad._batching import at
 from jax_sparse_grad._concrete import is_concrete
 from jax_sparse_grad._types import HostMatrix
@@ -57,8 +57,8 @@ def balanced_row_starts(
     listed = operands if isinstance(operands, list | tuple) else [operands]
     if not listed:
         raise ValueError("`operands` must hold at least one operand")
-    count = _validation.as_nse(shards, "shards")
-    n_rows: int | None = None
+    count = _arguments.as_nse(shards, "shards")
+    sizes: list[int] = []
     rows: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     for k, operand in enumerate(listed):
@@ -71,14 +71,14 @@ def balanced_row_starts(
         else:
             indices, _, (size, *_) = host_entries(name, operand)
             sample, weight = indices[:, 0], np.full(len(indices), SAMPLE, np.int64)
-        n_rows = size if n_rows is None else n_rows
-        if size != n_rows:
-            raise ValueError(f"`{name}` must have as many rows as the first; got {size} and {n_rows}")
+        sizes.append(size)
+        if size != sizes[0]:
+            raise ValueError(f"`{name}` must have as many rows as the first; got {size} and {sizes[0]}")
         rows.append(sample.astype(starts_dtype(size)))
         weights.append(weight)
     if not count:
         raise ValueError(f"`shards` must be a positive int if no operand is a `RowSharded`; got {shards}")
-    return balance(np.concatenate(rows), np.concatenate(weights), size, count)
+    return balance(np.concatenate(rows), np.concatenate(weights), sizes[0], count)
 
 
 def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +140,7 @@ def as_row_starts(row_starts: Any, n_rows: int, shards: int) -> Any:
     if isinstance(row_starts, RowSharded):
         raise TypeError("`row_starts` must be integers, got RowSharded; pass its `row_starts`")
     concrete = is_concrete(row_starts)
-    starts: Any = read_all(row_starts) if concrete else _validation.as_integers("row_starts", row_starts)
+    starts: Any = read_all(row_starts) if concrete else _arguments.as_integers("row_starts", row_starts)
     if not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"`row_starts` must be integers, got {starts.dtype}")
     if starts.shape != (shards + 1,):

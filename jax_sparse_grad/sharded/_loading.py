@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_sparse_grad import _containers, _keys, _validation
+from jax_sparse_grad import _arguments, _containers, _keys
 from jax_sparse_grad._types import HostMatrix, RowStarts, Shape
 from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
 from jax_sparse_grad.sharded._mesh import Axis, Device, Layout, from_host, read_all
@@ -121,7 +121,7 @@ def from_shards(
 
     Mirrors `jax.make_array_from_callback`.
     """
-    whole = _validation.as_shape("shape", shape)
+    whole = _arguments.as_shape("shape", shape)
     if not callable(load):
         raise TypeError(
             f"`load` must be a function of two row numbers, got {type(load).__name__}; `partition` takes a whole matrix"
@@ -138,7 +138,7 @@ def from_shards(
             raise ValueError(f"`{name}` must have shape {rows}, got {loaded}")
         sizes = whole[: indices.shape[1]]
         dtype = indices.dtype if max(sizes) <= jnp.iinfo(indices.dtype).max else _containers.index_dtype(sizes)
-        _validation.check_sizes_fit("shape", sizes, dtype)
+        _arguments.check_sizes_fit("shape", sizes, dtype)
         indices, values = _in_order(indices.astype(dtype), values.copy())  # `load` may reuse one buffer
         indices[:, 0] += np.asarray(start, dtype)
         return indices, values

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jax_sparse_grad import _validation
+from jax_sparse_grad import _arguments
 from jax_sparse_grad._types import BCOO, ArrayInput
 from jax_sparse_grad.sharded._mesh import Layout
 from jax_sparse_grad.sharded._saving import OnMesh
@@ -55,7 +55,7 @@ class RowPattern(OnMesh):
           [3.0, 3.0, 3.0]
         """
         refuse_sparse("data", data)
-        values = _validation.as_values("data", data, self.indices.shape[0], "indices")
+        values = _arguments.as_values("data", data, self.indices.shape[0], "indices")
         return RowSharded(values, self.indices, self.row_starts, self.nnz, self.layout, values.shape[1:])
 
 

@@ -8,7 +8,7 @@ from typing import SupportsIndex
 
 import jax
 
-from jax_sparse_grad import _validation
+from jax_sparse_grad import _arguments
 from jax_sparse_grad._types import ArrayInput, Arrays
 from jax_sparse_grad._union import Union
 from jax_sparse_grad.sharded import _sum
@@ -79,7 +79,7 @@ class ShardedPlan(RowPattern):
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")
         for k, array in enumerate(values):
             refuse_sparse(f"values[{k}]", array)
-        arrays, dtype = _validation.as_plan_values(values, [slots.shape[0] for slots in self.slots], ".indices")
+        arrays, dtype = _arguments.as_plan_values(values, [slots.shape[0] for slots in self.slots], ".indices")
         union = Union(self.indices, self.slots, self.nnz)
         return _sum.add_values(self.layout, (dtype, (False,) * len(arrays)), (), (union, arrays))
 
@@ -121,7 +121,7 @@ def plan_sparse_add(
     named = {f"operands[{k}]": x for k, x in enumerate(operands)}
     for name, x in named.items():
         as_sharded(name, x, "; pass several one by one, not in a list")
-    size, canonical = as_capacity(capacity), _validation.as_flag("assume_canonical", assume_canonical)
+    size, canonical = as_capacity(capacity), _arguments.as_flag("assume_canonical", assume_canonical)
     layout, row_starts, indices = _sum.patterns_of(named, same_starts=True)
     union = _sum.find_union(layout, size, canonical, row_starts, indices)
     return ShardedPlan(union.indices, union.slots, row_starts[0], union.nnz, layout)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jax_sparse_grad import _keys, _validation, _values
+from jax_sparse_grad import _arguments, _keys, _values
 from jax_sparse_grad._batching import at
 from jax_sparse_grad._concrete import is_concrete
 from jax_sparse_grad._keys import NONE
@@ -68,7 +68,7 @@ def repartition(
     as_sharded("x", x)
     size = as_capacity(capacity)
     layout = layout_of_all({"x": x})
-    indices, data = _validation.as_integers("x.indices", x.indices), _validation.as_numeric("x.data", x.data)
+    indices, data = _arguments.as_integers("x.indices", x.indices), _arguments.as_numeric("x.data", x.data)
     if row_starts is None:
         if not is_concrete(indices):
             raise TypeError("`row_starts` must be given if `x` is traced; choose them outside of `jit`")

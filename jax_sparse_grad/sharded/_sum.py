@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_sparse_grad import _sum, _union, _validation, _values
+from jax_sparse_grad import _arguments, _sum, _union, _values
 from jax_sparse_grad._batching import at
 from jax_sparse_grad._concrete import cast, is_concrete
-from jax_sparse_grad._guards import is_bad
+from jax_sparse_grad._data_checks import is_bad
 from jax_sparse_grad._keys import NONE
 from jax_sparse_grad._types import Arrays
 from jax_sparse_grad._union import Union
@@ -41,10 +41,10 @@ def patterns_of(operands: Mapping[str, RowSharded], *, same_starts: bool) -> tup
     """
     layout = layout_of_all(operands)
     names = [f"{name}.indices" for name in operands]
-    arrays = [_validation.as_integers(name, x.indices) for name, x in zip(names, operands.values(), strict=True)]
-    indices = _validation.promote_indices(names, arrays, layout.shards)
+    arrays = [_arguments.as_integers(name, x.indices) for name, x in zip(names, operands.values(), strict=True)]
+    indices = _arguments.promote_indices(names, arrays, layout.shards)
     first, *_ = operands
-    _validation.check_sizes_fit(f"{first}.shape", layout.shape, indices[0].dtype)
+    _arguments.check_sizes_fit(f"{first}.shape", layout.shape, indices[0].dtype)
     row_starts = tuple(cast(x.row_starts, indices[0].dtype) for x in operands.values())
     if is_concrete(indices, row_starts):
         expected = read_all(row_starts[0])

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import Mesh
 
-from jax_sparse_grad import _containers, _validation
+from jax_sparse_grad import _arguments, _containers
 from jax_sparse_grad._concrete import is_concrete, read
 from jax_sparse_grad.sharded._mesh import Axis, Layout
 from jax_sparse_grad.sharded._operand import RowSharded
@@ -18,7 +18,7 @@ from jax_sparse_grad.sharded._operand import RowSharded
 
 def as_capacity(capacity: Any) -> int | None:
     """The number of elements that each shard is to store, at least one; or None."""
-    size = _validation.as_nse(capacity, "capacity")
+    size = _arguments.as_nse(capacity, "capacity")
     if size == 0:
         raise ValueError("`capacity` must be positive, got 0")
     return size
@@ -36,7 +36,7 @@ def check_capacity(capacity: int, counts: np.ndarray, entries: str = "entries") 
 def as_sharded(name: str, x: Any, remedy: str = "") -> RowSharded:
     """A `RowSharded`, and nothing else."""
     if not isinstance(x, RowSharded):
-        got = _validation.kind_of(x)
+        got = _arguments.kind_of(x)
         raise TypeError(f"`{name}` must be a `RowSharded`, got {got}; `partition` makes one from a matrix{remedy}")
     return x
 
@@ -92,19 +92,17 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
     elif hasattr(operand, "tocoo"):
         coordinates = operand.tocoo()
         indices = np.stack(coordinates.coords, axis=1).astype(_containers.index_dtype(shape))
-        values = _validation.as_host_array(f"{name}.data", coordinates.data)
+        values = _arguments.as_host_array(f"{name}.data", coordinates.data)
     else:
         remedy = ""
         if isinstance(operand, jax.Array | np.ndarray):
             remedy = "; `BCOO.fromdense` converts an array"
         elif hasattr(operand, "todense"):
             remedy = "; `BCOO.fromdense(x.todense())` converts it"
-        raise TypeError(
-            f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {_validation.kind_of(operand)}{remedy}"
-        )
-    _validation.as_numeric(f"{name}.data", values[:0])
+        raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {_arguments.kind_of(operand)}{remedy}")
+    _arguments.as_numeric(f"{name}.data", values[:0])
     sizes = shape[: indices.shape[1]]
-    _validation.check_sizes_fit(f"{name}.shape", sizes, indices.dtype)
+    _arguments.check_sizes_fit(f"{name}.shape", sizes, indices.dtype)
     negative = np.any(indices < 0, axis=1)
     if negative.any():
         row = int(np.argmax(negative))
