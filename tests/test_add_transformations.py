@@ -14,7 +14,7 @@ from helpers.matrices import as_bcsr, at_rows, to_dense
 from helpers.samples import NSE, SHAPE, random_bcoo, random_bcsr, random_values
 
 
-@pytest.fixture(params=["concrete", "traced"])
+@pytest.fixture(params=["concrete", pytest.param("traced", marks=pytest.mark.slow)])
 def kind(request):
     return request.param
 
