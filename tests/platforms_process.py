@@ -161,39 +161,20 @@ def add_in(shape, a, x, b, y, **options):
     return with_gradients(lambda x, y: jsg.sparse_add(a, x, shape, b, y, shape, **options), x, y)
 
 
-@program(pair_of(ndim=0))
-def keys_of_scalars(a, x, b, y):
-    return add_in((), a, x, b, y)
+def sum_in(name, shape, arguments, *, x64=False):
+    """Registers the sum of two operands in a shape, and its gradients."""
+    PROGRAMS[name] = Program(lambda *operands: add_in(shape, *operands), arguments, 1, x64)
 
 
-@program(pair)
-def keys_of_two_words(a, x, b, y):
-    return add_in((2**31 - 1,) * 2, a, x, b, y)
-
-
-@program(pair_of(ndim=3))
-def keys_of_three_words(a, x, b, y):
-    return add_in((2**31 - 1,) * 3, a, x, b, y)
-
-
-@program(pair_of(indices=np.int64, values=np.float64), x64=True)
-def x64(a, x, b, y):
-    return add_in((2**40, 2**40), a, x, b, y)
-
-
-@program(pair_of(values=np.complex64))
-def values_of_complex64(a, x, b, y):
-    return add_in(SHAPE, a, x, b, y)
-
-
-@program(pair_of(values=jnp.bfloat16))
-def values_of_bfloat16(a, x, b, y):
-    return add_in(SHAPE, a, x, b, y)
-
-
-@program(pair_of(values=np.complex128), x64=True)
-def values_of_complex128(a, x, b, y):
-    return add_in(SHAPE, a, x, b, y)
+sum_in("keys_of_scalars", (), pair_of(ndim=0))
+sum_in("keys_of_two_words", (2**31 - 1,) * 2, pair)
+sum_in("keys_of_three_words", (2**31 - 1,) * 3, pair_of(ndim=3))
+sum_in("x64", (2**40, 2**40), pair_of(indices=np.int64, values=np.float64), x64=True)
+sum_in("values_of_complex64", SHAPE, pair_of(values=np.complex64))
+sum_in("values_of_bfloat16", SHAPE, pair_of(values=jnp.bfloat16))
+sum_in("values_of_complex128", SHAPE, pair_of(values=np.complex128), x64=True)
+sum_in("hybrid_values", SHAPE, pair_of(dense=(3,)))
+sum_in("an_empty_operand_and_one_entry", SHAPE, lambda device, n: (ints(0, 2), floats(0), ints(1, 2), floats(1)))
 
 
 @program(pair_of(values=np.int8))
@@ -204,16 +185,6 @@ def values_of_int8(a, x, b, y):
 @program(pair_of(values=jnp.int4))
 def values_of_int4(a, x, b, y):
     return sparse_add(a, x, b, y)
-
-
-@program(pair_of(dense=(3,)))
-def hybrid_values(a, x, b, y):
-    return add_in(SHAPE, a, x, b, y)
-
-
-@program(lambda device, n: (ints(0, 2), floats(0), ints(1, 2), floats(1)))
-def an_empty_operand_and_one_entry(a, x, b, y):
-    return add_in(SHAPE, a, x, b, y)
 
 
 @program(lambda device, n: (floats(n), floats(n)))

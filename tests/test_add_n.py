@@ -9,7 +9,7 @@ from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
 from helpers.matrices import check_canonical, is_entry, to_dense
-from helpers.samples import SHAPE, random_bcoo, random_bcsr, random_coo, random_values
+from helpers.samples import SHAPE, random_bcoo, random_bcsr, random_values
 
 WEIGHTS = (2, -0.5, 3.0)
 
@@ -119,21 +119,6 @@ def test_the_sum_is_made_in_its_own_dtype():
     assert jsg.add_n([narrow, wide], weights=[3, 1]).data.tolist() == [600, 1]
     assert jsg.subtract(wide, narrow).data.tolist() == [-200, 1]
     assert jsg.subtract(narrow, column(np.array([201, 1], np.uint8), [0, 1])).data.tolist() == [255, 255]
-
-
-def test_eager_multiples_of_new_lengths_compile_nothing(rng):
-    def add(count):
-        arrays = [random_coo(rng, (40, 50), count + k) for k in range(2)]
-        x, y = (BCOO(jax.device_put((values, rows)), shape=(40, 50)) for rows, values in arrays)
-        total = jsg.add_n([x, y], weights=[2.0, 3])
-        assert float(np.asarray(total.data).sum()) == 2 * arrays[0][1].sum() + 3 * arrays[1][1].sum()
-        jsg.subtract(x, y)
-        jsg.sum_duplicates(x, remove_zeros=True)
-
-    add(100)
-    with jax.no_tracing():
-        for count in (101, 250, 555):
-            add(count)
 
 
 @pytest.mark.parametrize(

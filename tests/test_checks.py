@@ -54,18 +54,25 @@ def error_of(function, *arguments, errors=checkify.user_checks):
     return error.get()
 
 
-@pytest.mark.slow(but="grad")
 @pytest.mark.parametrize(
     "function",
-    [run(), run(0.5), run(nse=16), run(assume_canonical=True), planned(), gradient],
-    ids=["add", "thresh", "nse", "assume_canonical", "plan", "grad"],
+    [
+        pytest.param(gradient, id="grad"),
+        pytest.param(run(), id="add", marks=pytest.mark.slow),
+        pytest.param(run(0.5), id="thresh", marks=pytest.mark.slow),
+        pytest.param(run(nse=16), id="nse", marks=pytest.mark.slow),
+        pytest.param(run(assume_canonical=True), id="assume_canonical", marks=pytest.mark.slow),
+        pytest.param(planned(), id="plan", marks=pytest.mark.slow),
+    ],
 )
 def test_good_input_raises_no_alarm(pair, function):
     assert error_of(function, *pair, errors=checkify.all_checks) is None
 
 
-@pytest.mark.slow(but="add")
-@pytest.mark.parametrize("function", [run(nse=3), run(1e-3, nse=3)], ids=["add", "thresh"])
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param(run(nse=3), id="add"), pytest.param(run(1e-3, nse=3), id="thresh", marks=pytest.mark.slow)],
+)
 def test_overflow_is_reported_with_both_numbers(pair, function):
     message = error_of(function, *pair)
     assert re.search(r"`nse` must be at least \d+, the number of distinct entries of the sum; got 3", message)
@@ -75,11 +82,14 @@ def test_overflow_of_a_plan_is_reported(pair):
     assert "`nse` must be at least" in error_of(planned(nse=3), *pair)
 
 
-@pytest.mark.slow(but="grad")
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(run(), "a_indices"), (run(0.5), "a_indices"), (planned(), "operands[0]"), (gradient, "a_indices")],
-    ids=["add", "thresh", "plan", "grad"],
+    [
+        pytest.param(gradient, "a_indices", id="grad"),
+        pytest.param(run(), "a_indices", id="add", marks=pytest.mark.slow),
+        pytest.param(run(0.5), "a_indices", id="thresh", marks=pytest.mark.slow),
+        pytest.param(planned(), "operands[0]", id="plan", marks=pytest.mark.slow),
+    ],
 )
 def test_indices_out_of_range_are_reported_by_name_and_row(pair, function, name):
     a, x, b, y = pair

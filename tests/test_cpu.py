@@ -9,11 +9,13 @@ import pytest
 
 from jax_sparse_grad import _cpu, _keys
 
-LENGTH = 6000
+LENGTH = 40_000
+RUNS = np.split(np.arange(60_000), np.cumsum(np.random.default_rng(0).integers(100, 400, 230)))[:-1]
 OVERLAPS = {
     "all shared": (np.arange(5000), np.arange(5000)),
     "one behind the other": (np.arange(5000), np.arange(4990, 9000)),
     "in a gap": (np.r_[0:2000, 7000:9000], np.arange(2100, 6000)),
+    "runs of any length in turn": (np.concatenate(RUNS[::2]), np.concatenate(RUNS[1::2])),
     "alternately": (np.arange(0, 9000, 3), np.arange(1, 9000, 2)),
     "repeated across blocks": (np.repeat(np.arange(800), 7), np.repeat(np.arange(300, 1500), 3)),
     "blocks that repeat one key": (np.r_[0:100, [100] * 40, 101:600], np.r_[200:300, [700] * 50]),

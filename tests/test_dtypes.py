@@ -30,11 +30,13 @@ REFUSED = [
     *("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu"),  # without a NaN, and without a zero
 ]
 SUMMED = [name for name in DTYPES if name not in REFUSED]
+# Those of TensorFlow's op, whose qint8, quint8 and qint32 are stored as int8, uint8 and int32.
+OF_TENSORFLOW = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+OF_TENSORFLOW |= {"bfloat16", "float16", "float32", "float64", "complex64", "complex128"}
 
 
 def test_the_sweep_covers_the_types_of_both_modules():
-    assert {"int2", "uint4", "int64", "uint8", "bfloat16", "float16", "float64", "complex64"} <= set(SUMMED)
-    assert {"float8_e4m3fnuz", "float8_e5m2"} <= set(SUMMED)
+    assert OF_TENSORFLOW | {"int2", "uint4", "float8_e4m3fnuz", "float8_e5m2"} <= set(SUMMED)
     assert {"float4_e2m1fn", "float8_e8m0fnu"} <= set(NAMES)
 
 
@@ -94,7 +96,6 @@ def overflowed():
     return jax.jit(lambda a, b: jsg.plan_sparse_add(a, b, shape=SHAPE, nse=5))(A, B)
 
 
-@jax.jit
 def all_of_them(overflowed, va, vb, vc, dense, cotangent):
     with jax.ensure_compile_time_eval():  # so that patterns are known, and nothing of them is compiled
         rows = [jnp.asarray(each) for each in (A, B, C)]
@@ -113,11 +114,17 @@ def all_of_them(overflowed, va, vb, vc, dense, cotangent):
     return results
 
 
-FEW = ["int4", "int8", "uint64", "bfloat16", "complex64", "float8_e4m3fnuz"]
+TRACED = jax.jit(all_of_them)
+OFTEN = ["int4", "int8", "uint64", "bfloat16", "complex64", "float8_e4m3fnuz"]  # the others take another path nowhere
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in SUMMED])
-def test_sums_and_gradients_of_every_numeric_type(name, overflowed, rng, x64):
+@pytest.mark.parametrize(
+    ("sums", "name"),
+    [pytest.param(all_of_them, name, id=f"eager-{name}") for name in SUMMED]
+    + [pytest.param(TRACED, name, id=f"jit-{name}") for name in OFTEN]
+    + [pytest.param(TRACED, name, id=f"jit-{name}", marks=pytest.mark.slow) for name in SUMMED if name not in OFTEN],
+)
+def test_sums_and_gradients_of_every_numeric_type(sums, name, overflowed, rng, x64):
     dtype = DTYPES[name]
     va, vb, vc = (draw(rng, len(rows), dtype) for rows in (A, B, C))
     dense, cotangent = draw(rng, 12, dtype).reshape(SHAPE), draw(rng, 6, dtype)
@@ -125,7 +132,7 @@ def test_sums_and_gradients_of_every_numeric_type(name, overflowed, rng, x64):
     signed_zero = not is_integer(dtype) and np.signbit(wide(-np.zeros((), dtype)).real)
     if not is_integer(dtype):
         va[6], vb[2] = -np.zeros((), dtype), np.nan  # each alone in its cell
-    results = all_of_them(overflowed, va, vb, vc, dense, cotangent)
+    results = sums(overflowed, va, vb, vc, dense, cotangent)
     assert {leaf.dtype for key in results for leaf in jax.tree.leaves(results[key])} == {dtype, np.dtype(np.int32)}
 
     cells = tuple(UNION.T)

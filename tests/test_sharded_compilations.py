@@ -37,8 +37,10 @@ def add_to_dense(x, _):
     return sharded.add(x, np.ones(SHAPE, np.float32))
 
 
-@pytest.mark.slow(but="add_by_plan")
-@pytest.mark.parametrize("function", [add, add_one, add_by_plan, move, add_to_dense])
+@pytest.mark.parametrize(
+    "function",
+    [add_by_plan, *(pytest.param(each, marks=pytest.mark.slow) for each in (add, add_one, move, add_to_dense))],
+)
 def test_sums_and_gradients_compile_once(operands, function):
     x, y = operands
 

@@ -12,11 +12,11 @@ from helpers.meshes import mesh_of
 from helpers.shards import as_bcoo, host, spread
 from jax_sparse_grad import sharded
 
-NARROW = ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
+OTHERS = ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"]
 WIDE = ["int64", "uint64"]
 
 
-@pytest.fixture(params=[*NARROW, *WIDE])
+@pytest.fixture(params=["int32", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)])
 def dtype(request):
     with jax.enable_x64(request.param in WIDE):
         yield np.dtype(request.param)
@@ -40,7 +40,6 @@ def rows_of(x):
     return entries
 
 
-@pytest.mark.slow(but="int32")
 def test_rows_at_both_ends_of_a_dtype(dtype, mesh):
     n_rows = int(np.iinfo(dtype).max)  # itself the index of padding
     rows = [0, 1, n_rows // 2, n_rows // 2 + 1, n_rows - 2, n_rows - 1]

@@ -49,8 +49,7 @@ def cubes(data):
     return (data**3).sum()
 
 
-@pytest.mark.slow(but="('one axis', Auto)")
-@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], pytest.param(CASES[-1], marks=pytest.mark.slow)], ids=str)
 def test_it_adds_what_add_adds_and_communicates_nothing(matrices, case):
     operands = spread(matrices[:2], *case)
     values = [x.data for x in operands]

@@ -149,10 +149,12 @@ class TestSparseAdd:
             chex.assert_trees_all_equal((got.sum_indices[k, :count], got.sum_values[k, :count]), one[:2])
             assert np.all(got.sum_indices[k, count:] == np.array([SHAPE]))
 
-    def test_order_checks_of_a_batch_do_not_sort_a_batch_in_order(self, rng):
+    @pytest.mark.parametrize("platform", ["cpu", "cuda"])
+    def test_order_checks_of_a_batch_do_not_sort_a_batch_in_order(self, rng, platform):
         batch = [random_coo(rng, SHAPE, 8) for _ in range(4)]
         a, x = np.stack([i for i, _ in batch]), np.stack([v for _, v in batch])
-        text = jax.jit(jax.vmap(lambda a, x: add(a, x, a, x))).lower(a, x).as_text()
+        mapped = jax.jit(jax.vmap(lambda a, x: add(a, x, a, x)))
+        text = mapped.trace(a, x).lower(lowering_platforms=(platform,)).as_text()
         assert "stablehlo.case" in text  # not a select, which would run the sort
 
 
@@ -172,17 +174,10 @@ class TestPlan:
         x, y, z = values
         return dense_add(a, x + z, b, y)
 
-    def test_hessian_and_jacobians(self, plan, values, pair):
-        expected = jax.jit(jax.hessian(lambda *v: cubes(self.dense(pair, v))))(*values)
-        for second in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
-            actual = jax.jit(second(lambda *v: cubes(plan(*v))))(*values)
-            chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
-        chex.assert_trees_all_equal(jax.jacfwd(plan)(*values), jax.jacrev(plan)(*values))
-
     def test_it_is_linear(self, plan, values):
         primal, tangent = jax.jvp(plan, values, values)
-        chex.assert_trees_all_equal(primal, tangent)
-        chex.assert_trees_all_equal(jax.linearize(plan, *values)[1](*values), primal)
+        chex.assert_trees_all_equal(primal, tangent, jax.linearize(plan, *values)[1](*values))
+        chex.assert_trees_all_equal(jax.jacfwd(plan)(*values), jax.jacrev(plan)(*values))
 
     def test_its_transpose_is_its_gradient_and_its_transpose_itself(self, plan, values):
         transpose = jax.linear_transpose(plan, *values)

@@ -362,7 +362,6 @@ def stand_in(name):
     return type(name, (), {"shape": (10**6, 4), "__getitem__": fail, "__iter__": fail, "__len__": lambda _: 10**6})()
 
 
-@pytest.mark.slow(but="CSC")
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_a_container_instead_of_its_values_says_what_to_pass(kind):
     make, values, indices = CONTAINERS[kind]
