@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
 
-from jax_sparse_grad._concrete import call_concretely, is_concrete
+from jax_sparse_grad._concrete import is_concrete, outside_of_trace
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,7 +62,7 @@ def call_on_auto_axes(function: Callable[[Any], Any], tree: Any, mesh: AbstractM
     # Concrete leaves must stay concrete, so that sums get their exact length: they do not go through the trace.
     traced = not is_concrete(leaves)
     through = [k for k, leaf in enumerate(leaves) if (not is_concrete(leaf) if traced else isinstance(leaf, jax.Array))]
-    fixed = leaves if not traced else call_concretely(lambda: [on_auto_mesh(leaf) for leaf in leaves])
+    fixed = leaves if not traced else outside_of_trace(lambda: [on_auto_mesh(leaf) for leaf in leaves])
 
     def call(*arrays: jax.Array) -> Any:
         given = dict(zip(through, arrays, strict=True))

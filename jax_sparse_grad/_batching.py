@@ -44,7 +44,7 @@ def _varying_axes(leaf: Any) -> frozenset[str]:
     return axes
 
 
-def at(array: jax.Array, index: jax.Array) -> jax.Array:
+def take(array: jax.Array, index: jax.Array) -> jax.Array:
     """Rows `array[index]`; any row where the index is out of bounds, in which `checkify` sees no error."""
     size = array.shape[0]
     if size == 0:

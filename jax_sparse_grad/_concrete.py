@@ -27,7 +27,7 @@ def on_cpu(arrays: Sequence[Any]) -> bool:
     return len(devices) <= 1 and all(device.platform == "cpu" for device in devices)
 
 
-def call_concretely(function: Callable[[], T]) -> T:
+def outside_of_trace(function: Callable[[], T]) -> T:
     """`function()`, which computes with concrete arrays, as if outside of any trace.
 
     While JAX traces, it stages even concrete arrays. (`jax.ensure_compile_time_eval` would also execute whatever is
@@ -65,13 +65,13 @@ def put_like(arrays: Sequence[Any], tree: Any, n_batch: int = 0) -> Any:
     sharding = next((each.sharding for each in arrays if isinstance(each, jax.Array) and each.committed), None)
 
     if not isinstance(sharding, NamedSharding):
-        return call_concretely(lambda: jax.device_put(tree, sharding))
+        return outside_of_trace(lambda: jax.device_put(tree, sharding))
 
     def put(leaf: Any) -> jax.Array:
         spec = [names if size > 1 else None for names, size in zip(sharding.spec[:n_batch], leaf.shape, strict=False)]
         return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
-    return call_concretely(lambda: jax.tree.map(put, tree))
+    return outside_of_trace(lambda: jax.tree.map(put, tree))
 
 
 def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]:

@@ -34,7 +34,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys
-from jax_sparse_grad._batching import at, vary_alike
+from jax_sparse_grad._batching import take, vary_alike
 from jax_sparse_grad._keys import NONE, ONES, Keys
 
 U = np.uint32
@@ -359,7 +359,8 @@ def _walk(table: Keys, keys: Keys) -> jax.Array:
 def _search(table: Keys, keys: Keys) -> jax.Array:
     """The place of each key in a table that ascends and ends with what `_pad` adds."""
     place = jnp.searchsorted(table[0], keys[0]) if len(keys) == 1 else _bisect(table, keys)
-    found = _keys.is_equal(tuple(at(word, place) for word in table), keys) & (place < table[0].shape[0] - BLOCK - STEPS)
+    inside = place < table[0].shape[0] - BLOCK - STEPS
+    found = inside & _keys.is_equal(tuple(take(word, place) for word in table), keys)
     return jnp.where(found, place.astype(np.int32), NONE)
 
 
@@ -369,7 +370,7 @@ def _bisect(table: Keys, keys: Keys) -> jax.Array:
     def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) >> U(1)
-        less = (low < high) & _keys.is_less(tuple(at(word, middle) for word in table), keys)
+        less = (low < high) & _keys.is_less(tuple(take(word, middle) for word in table), keys)
         return jnp.where(less, middle + U(1), low), jnp.where(less, high, middle)
 
     size = table[0].shape[0]

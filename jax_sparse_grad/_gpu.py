@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys, _tpu
-from jax_sparse_grad._batching import at, in_all_batches, vary_alike
+from jax_sparse_grad._batching import in_all_batches, take, vary_alike
 from jax_sparse_grad._keys import NONE, ONES, Keys
 
 BRANCHES = 8  # of a round of a search: 4 need half as many kernels again, 16 hardly fewer
@@ -75,12 +75,12 @@ def _merge(a: Keys, b: Keys, nse: int) -> tuple[Keys, tuple[jax.Array, ...], jax
     entries, of_a = before[-2] + before[-1], slice(sizes[0])
 
     is_entry = ~_keys.is_padding(keys)
-    candidates = tuple(at(word, before[of_a]) for word in b)
+    candidates = tuple(take(word, before[of_a]) for word in b)
     shared = is_entry[of_a] & (before[of_a] < sizes[1]) & _keys.is_equal(candidates, a)
     through = jnp.cumsum(shared, dtype=np.int32)
     # For an entry of a the shared ones before itself, for an entry of b those among the entries of a before it.
     counted = jnp.where(in_b, place, before)
-    doubled = jnp.where(counted > 0, at(through, counted - 1), 0)
+    doubled = jnp.where(counted > 0, take(through, counted - 1), 0)
     own = jnp.where(in_b, place, place - sizes[0])
     slots = jnp.where(is_entry, own + before - doubled, NONE)[:-2]
     heads = tuple(
@@ -98,7 +98,7 @@ def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
     queries = _keys.join(lists)
     strides = [(jnp.int32(stride), jnp.int32(most)) for stride, most in _strides(total[0].shape[0])]
     place = _descend(total, queries, strides, jnp.int32(0))
-    found = (place < total[0].shape[0]) & _keys.is_equal(tuple(at(word, place) for word in total), queries)
+    found = (place < total[0].shape[0]) & _keys.is_equal(tuple(take(word, place) for word in total), queries)
     places = jnp.where(found, place, NONE)
     return tuple(jnp.split(places, np.cumsum([keys[0].shape[0] for keys in lists])[:-1]))
 
@@ -149,6 +149,6 @@ def _descend(table: Keys, queries: Keys, rounds: Sequence[tuple[jax.Array, jax.A
         passed = jnp.zeros_like(position)
         for branch in range(1, BRANCHES):
             last = begin + position + (jnp.minimum(branch * stride, most) - 1)
-            passed += _keys.is_less(tuple(at(word, last) for word in table), queries).astype(np.int32)
+            passed += _keys.is_less(tuple(take(word, last) for word in table), queries).astype(np.int32)
         position += jnp.minimum(passed * stride, most)
     return position

@@ -108,6 +108,6 @@ def locate(total: Array, lists: Sequence[Array], shape: tuple[int, ...] | None) 
         shape = tuple(int(index) + 1 for index in largest)
     _, (own, *slots), nnz = find_union([total, *lists], shape)
     places = np.full(int(nnz) + 1, NONE)
-    (stored,) = np.nonzero(own != NONE)
-    places[own[stored[::-1]]] = stored[::-1]  # of equal rows, the first
+    (found,) = np.nonzero(own != NONE)
+    places[own[found[::-1]]] = found[::-1]  # of equal rows, the first
     return tuple(places[np.minimum(each, nnz)] for each in slots)

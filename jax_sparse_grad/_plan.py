@@ -203,7 +203,7 @@ def plan_sparse_add(
     nse: SupportsIndex | None = None,
     assume_canonical: bool = False,
 ) -> SparseAddPlan:
-    """Do the symbolic phase of a sparse addition: unite the patterns once, to add values as often as wanted.
+    """Do the symbolic phase of a sparse addition: merge the patterns once, to add values as often as wanted.
 
     Args:
       *operands: at least one. Either an array of indices `[nnz_k, ndims]`, of any integer dtype, for each operand; or

@@ -2,7 +2,7 @@
 
     indices      the symbolic phase                the numeric phase
     concrete     numpy; exactly as many entries    numpy if values are concrete too, and lie on a CPU; else XLA
-    traced       XLA; room for all entries         XLA
+    traced       XLA; as many as all have          XLA
 
 Indices are `[*batch, nnz_k, ndims]`, values `[*batch, nnz_k, *dense]`, both checked by `_arguments`. Their content is
 checked here, by `_data_checks`.
@@ -18,7 +18,7 @@ import numpy as np
 
 from jax_sparse_grad import _data_checks, _host, _threshold, _union, _values
 from jax_sparse_grad._batching import map_batches
-from jax_sparse_grad._concrete import call_concretely, is_concrete, put_like, read
+from jax_sparse_grad._concrete import is_concrete, outside_of_trace, put_like, read
 from jax_sparse_grad._types import Arrays, Spec, Threshold
 from jax_sparse_grad._union import Union
 
@@ -49,15 +49,15 @@ def most_entries(indices: Arrays) -> int:
 
 def find_union_above(spec: Spec, indices: Arrays, values: Arrays, thresh: Threshold, dtype: np.dtype) -> Union:
     """The union of two operands without batches, from which a threshold drops entries."""
-    roomy = find_union(spec._replace(nse=None), indices)
+    every = find_union(spec._replace(nse=None), indices)
     bound = most_entries(indices)
     nse = bound if spec.nse is None else spec.nse
     exact = spec.nse is None and is_concrete(indices, values, thresh)
 
     def drop() -> Union:
-        return _threshold.drop_below(roomy, values, thresh, shape=spec.shape, nse=nse, dtype=dtype)
+        return _threshold.drop_below(every, values, thresh, shape=spec.shape, nse=nse, dtype=dtype)
 
-    union = call_concretely(drop) if is_concrete(indices, values, thresh) else drop()
+    union = outside_of_trace(drop) if is_concrete(indices, values, thresh) else drop()
     if exact:
         return union._replace(indices=put_like(indices, read(union.indices)[: int(read(union.nnz))]))
     return _data_checks.check_nse(union, union.nnz, nse, bound)
@@ -108,5 +108,5 @@ def gather_gradients(
     def locate() -> Arrays:
         return _union.locate(shape, total, operands)
 
-    slots = call_concretely(locate) if is_concrete(rows) else locate()
+    slots = outside_of_trace(locate) if is_concrete(rows) else locate()
     return _values.pick(np.int32(cotangent.shape[0]), slots, cotangent)

@@ -24,7 +24,7 @@ class _Sum(NamedTuple):
 def drop_below(
     union: Union, values: Arrays, thresh: Threshold, *, shape: tuple[int, ...], nse: int, dtype: np.dtype
 ) -> Union:
-    """The union of two operands, with room for all entries, without those that both hold and whose sum is below.
+    """The union of two operands, which stores all entries, without those that both hold and whose sum is below.
 
     In `nse` rows. Which entries are dropped has no derivative.
     """
@@ -45,21 +45,21 @@ def _drop_by_xla(static: _Sum, *arrays: jax.Array) -> list[jax.Array]:
 
 
 def _drop_from(xp: Any, static: _Sum, indices: Any, nnz: Any, a: Any, b: Any, x: Any, y: Any, thresh: Any) -> list[Any]:
-    room = indices.shape[0]
-    total = xp.asarray(_values.place(room, nnz, (a, b), (x, y), dtype=static.dtype))
-    shared = _holds(xp, room, a) & _holds(xp, room, b)
+    size = indices.shape[0]
+    total = xp.asarray(_values.place(size, nnz, (a, b), (x, y), dtype=static.dtype))
+    shared = _holds(xp, size, a) & _holds(xp, size, b)
     below = _is_below(xp, total, thresh).all(axis=tuple(range(1, total.ndim)))
-    kept = (xp.arange(room, dtype=np.int32) < nnz) & ~(shared & below)
+    kept = (xp.arange(size, dtype=np.int32) < nnz) & ~(shared & below)
     number = xp.where(kept, xp.cumsum(kept, dtype=np.int32) - np.int32(1), NONE)
     numbers = xp.append(number, NONE)  # of what has no slot, too
-    slots = [numbers[xp.minimum(slot, np.int32(room))] for slot in (a, b)]
+    slots = [numbers[xp.minimum(slot, np.int32(size))] for slot in (a, b)]
     rows = xp.broadcast_to(np.asarray(static.shape, indices.dtype), (static.nse, indices.shape[1]))
     return [_scatter(xp, rows, number, indices), xp.sum(kept, dtype=np.int32), *slots]
 
 
-def _holds(xp: Any, room: int, slots: Any) -> Any:
+def _holds(xp: Any, size: int, slots: Any) -> Any:
     """Whether an operand has an entry in each slot."""
-    return _scatter(xp, xp.zeros(room, bool), slots, xp.ones(slots.shape, bool))
+    return _scatter(xp, xp.zeros(size, bool), slots, xp.ones(slots.shape, bool))
 
 
 def _scatter(xp: Any, array: Any, index: Any, rows: Any) -> Any:

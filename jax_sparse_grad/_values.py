@@ -189,7 +189,7 @@ def _scatter_add(
     slots: Sequence[jax.Array],
     terms: Sequence[jax.Array],
 ) -> jax.Array:
-    """The array with terms added at slots. A TPU's scatter knows no complex numbers: their parts are added apart."""
+    """The array with terms added at slots. For TPUs, parts of complex numbers are added separately."""
     if platform == "tpu" and jnp.iscomplexobj(total):
         parts = (jnp.real, jnp.imag)
         return lax.complex(*(_scatter_add(sizes, platform, of(total), slots, list(map(of, terms))) for of in parts))

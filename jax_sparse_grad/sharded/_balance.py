@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sparse_grad import _arguments, _keys
-from jax_sparse_grad._batching import at
+from jax_sparse_grad._batching import take
 from jax_sparse_grad._concrete import is_concrete
 from jax_sparse_grad._types import HostMatrix
 from jax_sparse_grad.sharded._mesh import Layout, on_shards, read_all
@@ -94,7 +94,7 @@ def _sample(layout: Layout, _: None, __: None, rows: jax.Array) -> tuple[jax.Arr
     # The rows of entries come first, sorted, even if padding lies between them.
     first = jnp.sort(jnp.where(entries, rows[:, 0], np.asarray(layout.shape[0], rows.dtype)))
     places = (jnp.arange(SAMPLE, dtype=np.float32) + 0.5) / SAMPLE
-    return at(first, (places * nnz.astype(np.float32)).astype(jnp.int32)), nnz[None]
+    return take(first, (places * nnz.astype(np.float32)).astype(jnp.int32)), nnz[None]
 
 
 def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
-from jax_sparse_grad._concrete import call_concretely, is_concrete, read
+from jax_sparse_grad._concrete import is_concrete, outside_of_trace, read
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -58,7 +58,7 @@ def on_shards(
 
     def call(layout: Layout, static: Any, same: R, own: S) -> T:
         if is_concrete(same, own):
-            return call_concretely(lambda: compiled(layout, static, same, own))
+            return outside_of_trace(lambda: compiled(layout, static, same, own))
         return compiled(layout, static, same, own)
 
     return call
@@ -68,7 +68,7 @@ def read_all(array: Any) -> np.ndarray:
     """A concrete array on the host of every process, also if other processes hold parts of it."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
         everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
-        array = call_concretely(lambda: jax.device_put(array, everywhere))
+        array = outside_of_trace(lambda: jax.device_put(array, everywhere))
     return read(array)
 
 
@@ -78,4 +78,4 @@ def from_host(mesh: Mesh, spec: PartitionSpec, array: np.ndarray) -> jax.Array:
     def copy(index: Any) -> np.ndarray:
         return np.array(array[index])
 
-    return call_concretely(lambda: jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), copy))
+    return outside_of_trace(lambda: jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), copy))

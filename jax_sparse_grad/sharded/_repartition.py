@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jax_sparse_grad import _arguments, _keys, _values
-from jax_sparse_grad._batching import at
+from jax_sparse_grad._batching import take
 from jax_sparse_grad._concrete import is_concrete
 from jax_sparse_grad._keys import NONE
 from jax_sparse_grad._types import RowStarts
@@ -121,7 +121,7 @@ def _move(
     destination, rows = destination[order], rows[order]
     (values,) = _values.pick(np.int32(len(order)), [order], values)
     begin = jnp.searchsorted(destination, jnp.arange(shards + 1, dtype=jnp.int32)).astype(jnp.int32)
-    before = jnp.arange(len(order), dtype=jnp.int32) - at(begin, destination)
+    before = jnp.arange(len(order), dtype=jnp.int32) - take(begin, destination)
     leaves = (destination != this) & (destination < shards) & (before < block)
     sent = place(size, jnp.int32(size), [jnp.where(leaves, destination * block + before, NONE)], [rows], [values])
     came_rows, came_values = (lax.all_to_all(each, layout.axis, 0, 0, tiled=True) for each in sent)
@@ -133,8 +133,8 @@ def _move(
     begin, nnz = jnp.cumsum(counts) - counts, jnp.sum(counts, dtype=jnp.int32)
     position = jnp.arange(size, dtype=jnp.int32)
     slots = [
-        jnp.where(came, at(begin, position // block) + position % block, NONE),
-        jnp.where(stays, at(begin, this) + before, NONE),
+        jnp.where(came, take(begin, position // block) + position % block, NONE),
+        jnp.where(stays, take(begin, this) + before, NONE),
     ]
     rows, values = place(capacity, nnz, slots, [came_rows, rows], [came_values, values])
     return rows, values, nnz[None]

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _arguments, _sum, _union, _values
-from jax_sparse_grad._batching import at
+from jax_sparse_grad._batching import take
 from jax_sparse_grad._concrete import cast, is_concrete
 from jax_sparse_grad._data_checks import is_bad
 from jax_sparse_grad._keys import NONE
@@ -86,7 +86,7 @@ def _find_bad_rows(layout: Layout, _: None, row_starts: Any, rows: jax.Array) ->
 def _is_elsewhere(layout: Layout, row_starts: jax.Array, rows: jax.Array) -> jax.Array:
     """Whether each index row lies in the range of another shard."""
     shard, row = lax.axis_index(layout.axis), rows[:, 0]
-    low, high = at(row_starts, shard), at(row_starts, shard + 1)
+    low, high = take(row_starts, shard), take(row_starts, shard + 1)
     return (row >= 0) & (row < np.asarray(layout.shape[0], row.dtype)) & ((row < low) | (row >= high))
 
 
