@@ -50,6 +50,13 @@ def dense_loss(a, b):
     return lambda x, y: cubes(dense_add(a, x, b, y))
 
 
+SUMS = {
+    "plan": lambda a, x, b, y: jsg.plan_sparse_add(a, b, shape=SHAPE)(x, y),
+    "sparse_add": lambda *operands: add(*operands).sum_values,
+    "add": lambda a, x, b, y: jsg.add(BCOO((x, a), shape=SHAPE), BCOO((y, b), shape=SHAPE)).data,
+}
+
+
 def gradients_of_cubes(*pairs):
     """The gradient of `cubes` of a sum, for each operand: by numpy, for which nothing is compiled."""
     total = sum(to_dense(*pair, SHAPE) for pair in pairs)
@@ -234,15 +241,17 @@ class TestShardMap:
             one = jax.tree.map(lambda leaf, k=k: np.asarray(leaf)[k], got)
             chex.assert_trees_all_close(one, gradients_of_cubes((a, x), (b, y)), rtol=1e-5)
 
-    def test_what_is_the_same_on_all_devices_gets_the_sum_of_their_gradients(self, pair):
+    @pytest.mark.parametrize("name", SUMS)
+    def test_what_is_the_same_on_all_devices_gets_the_sum_of_their_gradients(self, pair, name):
+        """One pattern of two varies, the second one, and no values do."""
         a, x, b, y = pair
-        patterns = jnp.stack([a, a[::-1], a, a[::-1]])
+        patterns = np.stack([a, a[::-1], a, a[::-1]])
 
         def gradient(pattern):
-            return jax.grad(lambda x: cubes(add(pattern[0], x, b, y, nse=20).sum_values))(x).reshape(1, -1)
+            return jax.grad(lambda x: cubes(SUMS[name](b, y, pattern[0], x)))(x).reshape(1, -1)
 
         got = jax.jit(self.shard(gradient))(patterns)
-        expected = sum(gradients_of_cubes((pattern, x), (b, y))[0] for pattern in np.asarray(patterns))
+        expected = sum(gradients_of_cubes((pattern, x), (b, y))[0] for pattern in patterns)
         np.testing.assert_allclose(got, np.stack([expected] * 4), rtol=1e-5, atol=1e-6)
 
     def test_one_plan_serves_all_devices(self, pair):
@@ -269,13 +278,6 @@ def test_gradients_export_to_every_platform(rng):
     assert exported.platforms == platforms
     restored = jax.export.deserialize(exported.serialize())
     chex.assert_trees_all_close(restored.call(a, x, b, y, 0.1), gradient(a, x, b, y, 0.1), rtol=1e-6)
-
-
-SUMS = {
-    "plan": lambda a, x, b, y: jsg.plan_sparse_add(a, b, shape=SHAPE)(x, y),
-    "sparse_add": lambda *operands: add(*operands).sum_values,
-    "add": lambda a, x, b, y: jsg.add(BCOO((x, a), shape=SHAPE), BCOO((y, b), shape=SHAPE)).data,
-}
 
 
 class TestCompiledBackward:
