@@ -187,13 +187,12 @@ class TestGradients:
 
     def test_of_batches(self, rng):
         x, y, table = random_bcoo(rng, BATCHES), random_bcoo(rng, BATCHES), random_values(rng, BATCHES[0])
-
-        @jax.jit
-        def gradient(x, y):
-            return jax.grad(lambda x: jnp.vdot(jnp.asarray(table), jsg.add(x, y).todense()), allow_int=True)(x).data
-
-        expected = [at_rows(table[k], x.indices[k], SHAPE) for k in range(3)]
-        np.testing.assert_array_equal(gradient(x, y), expected)
+        total, pull = jax.vjp(jsg.add, x, y)
+        cotangent = np.stack([at_rows(table[k], total.indices[k], SHAPE) for k in range(3)])
+        gradients = pull(cotangent_of(total, jnp.asarray(cotangent)))
+        for gradient, operand in zip(gradients, (x, y), strict=True):
+            expected = [at_rows(table[k], operand.indices[k], SHAPE) for k in range(3)]
+            np.testing.assert_array_equal(gradient.data, expected)
 
 
 class TestOverflow:
@@ -253,33 +252,36 @@ class TestPaddingOfJax:
 class TestData:
     """What is refused once it can be looked at: now, or by `checkify`."""
 
-    def test_negative_indices(self, rng):
-        x = random_bcoo(rng, BATCHES)
-        bad = BCOO((x.data, x.indices.at[2, 4].set(jnp.array([0, -1]))), shape=x.shape)
-        for other in (x, jnp.ones(x.shape)):
+    @pytest.fixture
+    def x(self, rng):
+        return random_bcoo(rng, BATCHES)
+
+    @pytest.fixture
+    def bad(self, x):
+        return BCOO((x.data, x.indices.at[2, 4].set(jnp.array([0, -1]))), shape=x.shape)
+
+    def test_negative_indices(self, x, bad):
+        for other in (x, np.ones(x.shape)):
             with pytest.raises(ValueError, match=r"`y.indices\[2\]` must not be negative; row 4 is \[ 0 -1\]"):
                 jsg.add(other, bad)
-            assert checked_add(other, x)[0].get() is None
-            assert "must not be negative; row 4 is [ 0 -1]" in checked_add(other, bad)[0].get()
         y = BCSR((jnp.ones(2), jnp.array([1, -2]), jnp.array([0, 1, 2])), shape=(2, 3))
         with pytest.raises(ValueError, match=r"`x.indices` .* row 1 is \[ 1 -2\]"):
             jsg.add(y, y)
 
-    def test_starts_of_rows(self):
-        for indptr in ([1, 2, 3], [0, 3, 2], [0, 2, 4]):
-            matrix = BCSR((jnp.ones(3), jnp.arange(3), jnp.array(indptr)), shape=(2, 3))
-            with pytest.raises(ValueError, match=r"`x.indptr` must rise from 0 to at most nse \(3\); got \["):
-                jsg.add(matrix, matrix)
-        assert "`x.indptr` must rise from 0" in checked_add(matrix, matrix)[0].get()
+    @pytest.mark.parametrize("indptr", [[1, 2, 3], [0, 3, 2], [0, 2, 4]], ids=str)
+    def test_starts_of_rows(self, indptr):
+        matrix = BCSR((jnp.ones(3), jnp.arange(3), jnp.array(indptr)), shape=(2, 3))
+        with pytest.raises(ValueError, match=r"`x.indptr` must rise from 0 to at most nse \(3\); got \["):
+            jsg.add(matrix, matrix)
 
-    @pytest.mark.parametrize(
-        ("keywords", "message"),
-        [
-            pytest.param({"nse": 2}, "`nse` must be at least", marks=pytest.mark.slow),
-            ({"assume_canonical": True}, "must be sorted and unique"),
-        ],
-        ids=["nse", "assume_canonical"],
-    )
-    def test_broken_promises_by_checkify(self, rng, keywords, message):
-        x = random_bcoo(rng, BATCHES)
-        assert message in checked_add(x, x, **keywords)[0].get()
+    def test_by_checkify(self, x, bad):
+        assert checked_add(x, x)[0].get() is None
+        assert "`y.indices[2]` must not be negative; row 4 is [ 0 -1]" in checked_add(x, bad)[0].get()
+        assert "must be sorted and unique" in checked_add(x, x, assume_canonical=True)[0].get()
+
+    @pytest.mark.slow
+    def test_overflow_dense_operands_and_starts_of_rows_by_checkify(self, x, bad):
+        assert "`nse` must be at least" in checked_add(x, x, nse=2)[0].get()
+        assert "must not be negative; row 4 is [ 0 -1]" in checked_add(jnp.ones(x.shape), bad)[0].get()
+        matrix = BCSR((jnp.ones(3), jnp.arange(3), jnp.array([0, 3, 2])), shape=(2, 3))
+        assert "`x.indptr` must rise from 0" in checked_add(matrix, matrix)[0].get()

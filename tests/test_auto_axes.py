@@ -21,7 +21,9 @@ def mesh(request):
 
 
 EITHER_KIND = pytest.mark.parametrize(
-    "mesh", [AxisType.Auto, AxisType.Explicit], indirect=True, ids=["auto", "explicit"]
+    "mesh",
+    [pytest.param(AxisType.Auto, id="auto", marks=pytest.mark.slow), pytest.param(AxisType.Explicit, id="explicit")],
+    indirect=True,
 )
 
 

@@ -8,7 +8,7 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO, BCSR
 
 import jax_sparse_grad as jsg
-from helpers.matrices import check_canonical, is_entry, to_dense, union_indices
+from helpers.matrices import as_bcoo, check_canonical, is_entry, to_dense, union_indices
 from helpers.samples import LAYOUTS, NSE, SHAPE, random_bcoo, random_bcsr
 
 
@@ -59,10 +59,11 @@ def test_entries_that_cancel_stay():
 @pytest.mark.parametrize("remove_zeros", [False, True])
 def test_bcsr(rng, remove_zeros):
     x = random_bcsr(rng)
-    x.data = x.data.at[:3].set(0)
+    x.data = jnp.asarray(np.where(np.arange(len(x.data)) < 3, 0, np.asarray(x.data)))
     total = jsg.sum_duplicates(x, remove_zeros=remove_zeros)
     assert isinstance(total, BCSR)
-    assert total.nse == x.to_bcoo().sum_duplicates(remove_zeros=remove_zeros).nse
+    kept = np.asarray(as_bcoo(x).indices)[np.asarray(x.data) != 0 if remove_zeros else slice(None)]
+    assert total.nse == len(union_indices(kept, shape=SHAPE))
     np.testing.assert_array_equal(to_dense(total), to_dense(x))
     check_canonical(total)
 
