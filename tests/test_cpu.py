@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jax_sparse_grad import _cpu, _keys
+from jax_sparse_grad._keys import NONE
 
 LENGTH = 40_000
 RUNS = np.split(np.arange(60_000), np.cumsum(np.random.default_rng(0).integers(100, 400, 230)))[:-1]
@@ -20,17 +21,28 @@ OVERLAPS = {
     "repeated across blocks": (np.repeat(np.arange(800), 7), np.repeat(np.arange(300, 1500), 3)),
     "blocks that repeat one key": (np.r_[0:100, [100] * 40, 101:600], np.r_[200:300, [700] * 50]),
 }
-find_slots = jax.jit(_cpu.find_slots)
+find_slots, find_places = jax.jit(_cpu.find_slots), jax.jit(_cpu.locate)
+
+
+def padded(keys):
+    return np.append(keys, [2**32 - 1] * (LENGTH - len(keys))).astype(np.uint32)
 
 
 @pytest.mark.parametrize(("a", "b"), OVERLAPS.values(), ids=OVERLAPS)
 def test_blocks_are_copied_without_a_trace(a, b):
-    lists = [np.append(each, [2**32 - 1] * (LENGTH - len(each))).astype(np.uint32) for each in (a, b)]
-    slots, count = find_slots([(each,) for each in lists])
+    slots, count = find_slots([(padded(each),) for each in (a, b)])
     distinct, numbers = np.unique(np.concatenate([a, b]), return_inverse=True)
     assert count == len(distinct)
     np.testing.assert_array_equal(slots[0][: len(a)], numbers[: len(a)])
     np.testing.assert_array_equal(slots[1][: len(b)], numbers[len(a) :])
+
+
+@pytest.mark.parametrize(("a", "b"), OVERLAPS.values(), ids=OVERLAPS)
+def test_blocks_of_places_are_copied_and_skipped_without_a_trace(a, b):
+    table, lists = padded(np.unique(a)), [padded(each) for each in (a, b)]
+    for keys, places in zip(lists, find_places((table,), [(keys,) for keys in lists]), strict=True):
+        place = np.searchsorted(table, keys)  # the first of equal ones, of padding too
+        np.testing.assert_array_equal(places, np.where(table[place] == keys, place, NONE))
 
 
 @pytest.mark.parametrize("words", [1, 2])
