@@ -22,32 +22,37 @@ def bits(array):
     return np.asarray(array).view(f"u{array.dtype.itemsize}").tolist()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_bcoo_and_bcoo_give_a_bcoo(rng, layout):
+EAGER = [pytest.param(layout, jsg.add, id=f"eager-{layout}") for layout in LAYOUTS]
+TRACED = [
+    pytest.param(layout, add, id=f"jit-{layout}", marks=[] if layout in LAYOUTS[::2] else [pytest.mark.slow])
+    for layout in LAYOUTS
+]
+
+
+@pytest.mark.parametrize(("layout", "add"), EAGER + TRACED)
+def test_bcoo_and_bcoo_give_a_bcoo(rng, layout, add):
     # Flags that claim what is not so must not matter.
     x = random_bcoo(rng, layout, indices_sorted=True, unique_indices=True)
     y = random_bcoo(rng, layout, nse=5)
-    traced = add(x, y)
-    for total in (jsg.add(x, y), traced):
-        assert isinstance(total, BCOO)
-        assert (total.n_batch, total.n_dense) == layout[1:]
-        np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
-        check_canonical(total)
-    entries = is_entry(np.asarray(traced.indices), x.shape[x.n_batch :][: x.n_sparse])
-    assert jsg.add(x, y).nse == entries.sum(axis=-1).max()
-    assert traced.nse == (x.nse + y.nse if x.n_sparse else 1)
+    total = add(x, y)
+    assert isinstance(total, BCOO)
+    assert (total.n_batch, total.n_dense) == layout[1:]
+    np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
+    check_canonical(total)
+    entries = is_entry(np.asarray(total.indices), x.shape[x.n_batch :][: x.n_sparse]).sum(axis=-1).max()
+    assert total.nse == (entries if add is jsg.add else x.nse + y.nse if x.n_sparse else 1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
-def test_bcsr_and_bcsr_give_a_bcsr(rng, layout):
+@pytest.mark.parametrize(("layout", "add"), EAGER[:3] + TRACED[:3])
+def test_bcsr_and_bcsr_give_a_bcsr(rng, layout, add):
     x, y = random_bcsr(rng, layout), random_bcsr(rng, layout, nse=5)
-    for total in (jsg.add(x, y), add(x, y)):
-        assert isinstance(total, BCSR)
-        np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
-        check_canonical(total)
-        # Rows without entries have a start as well, and the last row ends with the last entry.
-        assert total.indptr.shape == (*layout[0][: layout[1]], layout[0][layout[1]] + 1)
-        assert np.all(np.asarray(total.indptr)[..., 0] == 0)
+    total = add(x, y)
+    assert isinstance(total, BCSR)
+    np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
+    check_canonical(total)
+    # Rows without entries have a start as well, and the last row ends with the last entry.
+    assert total.indptr.shape == (*layout[0][: layout[1]], layout[0][layout[1]] + 1)
+    assert np.all(np.asarray(total.indptr)[..., 0] == 0)
 
 
 def test_bcoo_and_bcsr_give_a_bcoo(rng):
@@ -78,9 +83,9 @@ def test_batches_that_share_a_pattern_still_do(rng):
     rows = random_bcoo(rng).indices[None]
     x = BCOO((jnp.asarray(random_values(rng, (3, NSE))), rows), shape=(3, *SHAPE))
     y = BCOO((jnp.asarray(random_values(rng, (1, NSE))), rows[:, ::-1]), shape=(3, *SHAPE))
-    for total in (jsg.add(x, y), add(x, y)):
-        assert (total.indices.shape[0], total.data.shape[0]) == (1, 3)
-        np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
+    total = jsg.add(x, y)
+    assert (total.indices.shape[0], total.data.shape[0]) == (1, 3)
+    np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
     own = random_bcoo(rng, BATCHES)  # of which each batch has its own pattern
     for total in (add(y, own), jsg.add(y, to_dense(own))):
         np.testing.assert_array_equal(to_dense(total), to_dense(y) + to_dense(own))
@@ -90,7 +95,7 @@ def test_batches_that_share_a_pattern_still_do(rng):
 def test_shapes_without_cells(shape):
     rows = jnp.tile(jnp.array(shape[1:], jnp.int32), (shape[0], 2, 1))
     x = BCOO((jnp.ones((shape[0], 2)), rows), shape=shape)
-    for total in (jsg.add(x, x), add(x, x)):
+    for total in (jsg.add(x, x), add(x, x)) if shape[0] == 0 else (jsg.add(x, x),):
         assert total.shape == shape
         assert not np.any(total.data)
     assert jsg.add(x, jnp.zeros(shape)).shape == shape
@@ -114,7 +119,7 @@ def test_differences_of_all_forms(rng, kind):
     layout = LAYOUTS[2] if kind == "batch" else LAYOUTS[0]
     x, y = (random_bcsr if kind == "bcsr" else random_bcoo)(rng, layout), random_bcoo(rng, layout, nse=5)
     y = {"bcsr": as_bcsr, "dense": to_dense}.get(kind, lambda y: y)(y)
-    for total in (jsg.subtract(x, y), subtract(x, y)):
+    for total in (jsg.subtract(x, y), subtract(x, y)) if kind == "batch" else (jsg.subtract(x, y),):
         assert isinstance(total, jax.Array if kind == "dense" else type(x))
         np.testing.assert_array_equal(to_dense(total), to_dense(x) - to_dense(y))
     np.testing.assert_array_equal(to_dense(jsg.subtract(y, x)), to_dense(y) - to_dense(x))
@@ -135,6 +140,13 @@ def test_a_difference_without_a_partner_is_exact():
         assert bits(of_dense) == bits(-np.append(special, special[:1]))
 
 
+def cotangent_of(total, data):
+    """A cotangent of a matrix: its indices have none."""
+    cotangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), total)
+    cotangent.data = data
+    return cotangent
+
+
 class TestGradients:
     """The gradient of an operand has the pattern, the number of entries, the shape and the dtype of that operand."""
 
@@ -150,10 +162,8 @@ class TestGradients:
 
         @transform
         def gradients(*operands):
-            def loss(*operands):
-                return jnp.vdot(jnp.asarray(table), jsg.add_n(operands).todense())
-
-            return jax.grad(loss, (0, 1, 2), allow_int=True)(*operands)
+            total, pull = jax.vjp(lambda *operands: jsg.add_n(operands, nse=30), *operands)
+            return pull(cotangent_of(total, jnp.asarray(table).at[tuple(total.indices.T)].get(mode="fill")))
 
         for gradient, operand in zip(gradients(*operands), operands, strict=True):
             assert isinstance(gradient, BCOO)
@@ -171,9 +181,7 @@ class TestGradients:
     def test_of_both_sides_of_a_difference(self, rng, table):
         x, y = random_bcoo(rng), random_bcsr(rng)
         total, pull = jax.vjp(jsg.subtract, x, y)
-        cotangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), total)
-        cotangent.data = jnp.asarray(at_rows(table, total.indices, SHAPE))
-        of_x, of_y = pull(cotangent)
+        of_x, of_y = pull(cotangent_of(total, jnp.asarray(at_rows(table, total.indices, SHAPE))))
         np.testing.assert_array_equal(of_x.data, at_rows(table, x.indices, SHAPE))
         np.testing.assert_array_equal(of_y.data, -at_rows(table, y.to_bcoo().indices, SHAPE))
 
@@ -224,7 +232,7 @@ class TestPaddingOfJax:
     @pytest.mark.parametrize("kind", ["concatenation", "product", "slice", "bcsr"])
     def test_it_adds_nothing_and_is_removed(self, rng, kind):
         x, expected = self.make(rng, kind)
-        for total in (jsg.add(x, x), add(x, x)):
+        for total in (jsg.add(x, x), add(x, x)) if kind == "bcsr" else (jsg.add(x, x),):
             np.testing.assert_allclose(to_dense(total), 2 * expected, rtol=1e-6)
         np.testing.assert_allclose(jsg.add(x, np.zeros(x.shape, np.float32)), expected, rtol=1e-6)
         canonical = jsg.sum_duplicates(x)
@@ -266,7 +274,10 @@ class TestData:
 
     @pytest.mark.parametrize(
         ("keywords", "message"),
-        [({"nse": 2}, "`nse` must be at least"), ({"assume_canonical": True}, "must be sorted and unique")],
+        [
+            pytest.param({"nse": 2}, "`nse` must be at least", marks=pytest.mark.slow),
+            ({"assume_canonical": True}, "must be sorted and unique"),
+        ],
         ids=["nse", "assume_canonical"],
     )
     def test_broken_promises_by_checkify(self, rng, keywords, message):

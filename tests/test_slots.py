@@ -12,7 +12,7 @@ from jax_sparse_grad import _host, _union
 from jax_sparse_grad._keys import NONE
 
 SHAPES = [SHAPE, (2**31 - 1, 2**31 - 1, 2), ()]  # keys of one and of two words; of no digits
-NSE = 40  # fewer than some unions have, and more than others
+NSE = 30  # fewer than some unions have, and more than others
 
 
 def union(lists, shape):
@@ -66,18 +66,18 @@ def check(found, lists, shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_union_of_two_operands_in_any_order(rng, find, shape):
-    for orders in itertools.product([True, False], repeat=2):
-        for unique in (True, False):
-            lists = [random_rows(rng, shape, 30, ascending=each, unique=unique) for each in orders]
-            check(find(shape, False, *lists), lists, shape)
+    for *orders, unique, _ in itertools.product([True, False], repeat=4):
+        lists = [random_rows(rng, shape, 60, ascending=each, unique=unique) for each in orders]
+        check(find(shape, False, *lists), lists, shape)
 
 
 def test_the_union_of_operands_that_are_said_to_be_canonical(rng, find):
-    lists = [random_rows(rng, SHAPE, 30, ascending=True, unique=True) for _ in range(2)]
-    check(find(SHAPE, True, *lists), lists, SHAPE)
+    for _ in range(3):
+        lists = [random_rows(rng, SHAPE, 60, ascending=True, unique=True) for _ in range(2)]
+        check(find(SHAPE, True, *lists), lists, SHAPE)
 
 
-@pytest.mark.parametrize("sizes", [(30,), (12, 30, 9), (9, 8, 7, 9, 6), (0, 5), (0, 0)], ids=str)
+@pytest.mark.parametrize("sizes", [(30,), (12, 30, 9), (9, 8, 7, 9, 6), (0, 5)], ids=str)
 def test_the_union_of_any_number_and_size_of_operands(rng, find, sizes):
     for ascending, unique in itertools.product([True, False], repeat=2):
         lists = [random_rows(rng, SHAPE, size, ascending=ascending, unique=unique) for size in sizes]

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from helpers.matrices import at_rows, to_dense
 from helpers.samples import random_values
@@ -91,15 +90,32 @@ def test_values_are_cast_negated_and_weighted(rng):
         np.testing.assert_array_equal(total, wanted)
 
 
-@pytest.mark.parametrize(("run", "dense"), [(lambda f: f, ()), (jax.jit, (2,))], ids=["numpy", "xla"])
-def test_derivatives_of_values_and_weights(rng, run, dense):
-    slots, values = draw(rng, dense=dense)
-    weights = [jnp.float32(1.5), jnp.float32(-2)]
+@EITHER_WAY
+def test_derivatives_of_values_and_weights_to_second_order(rng, run):
+    """Of f = |t|^2 / 2 with t = sum of w_k S_k v_k, by hand."""
+    slots, values = draw(rng)
+    weights, matrices = [jnp.float32(1.5), jnp.float32(-2)], matrix(slots)
+    (_, d_values), d_weights = draw(rng), [jnp.float32(3), jnp.float32(0.5)]
 
-    def loss(values, weights):
-        return (place(slots, values, weights=weights, negated=(False, True)) ** 2).sum() / 100
+    def derive(values, weights):
+        def loss(values, weights):
+            return (place(slots, values, weights=weights, negated=(False, True)) ** 2).sum() / 2
 
-    check_grads(run(loss), (values, weights), 2, modes=["fwd", "rev"], atol=0.1, rtol=0.1, eps=1e-2)
+        gradient = jax.grad(loss, (0, 1))
+        return gradient(values, weights), jax.jvp(gradient, (values, weights), (d_values, d_weights))[1]
+
+    of_first, of_second = run(derive)(values, weights)
+    w, dw = ([np.float32(a), -np.float32(b)] for a, b in (weights, d_weights))
+    parts, d_parts = ([m @ np.asarray(v) for m, v in zip(matrices, x, strict=True)] for x in (values, d_values))
+    total = sum(a * p for a, p in zip(w, parts, strict=True))
+    change = sum(a * q + b * p for a, b, p, q in zip(w, dw, parts, d_parts, strict=True))
+    for k, sign in enumerate((1, -1)):
+        np.testing.assert_allclose(of_first[0][k], w[k] * matrices[k].T @ total, rtol=1e-5)
+        np.testing.assert_allclose(of_first[1][k], sign * parts[k] @ total, rtol=1e-5)
+        np.testing.assert_allclose(
+            of_second[0][k], matrices[k].T @ (dw[k] * total + w[k] * change), rtol=1e-5, atol=1e-4
+        )
+        np.testing.assert_allclose(of_second[1][k], sign * (d_parts[k] @ total + parts[k] @ change), rtol=1e-5)
 
 
 def test_padding_has_no_part_in_derivatives():
