@@ -58,7 +58,7 @@ def sparse_add_grad(
     Transformations: all of JAX's, forward mode included.
 
     Derivatives: linear in `backprop_val_grad`, and differentiable in it, to any order. Indices have no gradient.
-    Derivatives gather; they hold no sort and no scatter.
+    Forward derivatives gather. The transpose is the sum itself, which scatters. None sorts.
 
     Mirrors `tf.raw_ops.SparseAddGrad`, argument for argument.
     """
