@@ -38,10 +38,8 @@ def test_snippet_runs_alone_and_prints_its_comments(snippet, tmp_path):
     peers = imported(snippet)
     for package in peers:
         pytest.importorskip(package, reason=f"{package} is not installed (extra `recipes`)")
-    # As a user's process: without the settings of the tests, except those that only make XLA compile faster. What peers
-    # warn of is theirs.
+    # As a user's process: without the settings of the tests. What peers warn of is theirs.
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
-    settings["XLA_FLAGS"] = re.sub(r"\S*device_count\S*", "", os.environ["XLA_FLAGS"])
     command = [sys.executable, *([] if peers else ["-W", "error"]), "-c", snippet]
     run = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
