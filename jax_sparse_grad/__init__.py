@@ -41,9 +41,10 @@ except on `sparse_add`, whose rule is a `custom_vjp`, as JAX bars them there. Th
 that share a pattern find their union once; batches that are divided over a mesh stay so, but if the entries of one
 matrix are divided, its sum is replicated (`sharded` is for that).
 
-The order of addition is operand by operand, and in each its stored order; floats below 32 bits are summed in float32
-and rounded once. So sums agree bit for bit between platforms and with TensorFlow. The one exception are duplicates on
-GPUs, which XLA adds in any order unless `XLA_FLAGS=--xla_gpu_deterministic_ops=true`.
+The order of addition is operand by operand, dense ones first, and in each its stored order; floats below 32 bits are
+summed in float32 and rounded once. So sums agree bit for bit between platforms and with TensorFlow. There are two
+exceptions. XLA adds duplicates on GPUs in any order, unless `XLA_FLAGS=--xla_gpu_deterministic_ops=true`. And where
+rows are sharded, sparse operands are added to each other before a dense one, where signs of zero are lost.
 
 Dtypes: any numeric one of `jax.numpy` from 2 bits on, but those without a NaN to mark an overflow (`float4_e2m1fn`,
 `float6_*`) or without a zero (`float8_e8m0fnu`). TensorFlow's q-types are their storage types. An index dtype must hold

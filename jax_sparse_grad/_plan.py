@@ -253,6 +253,8 @@ def plan_sparse_add(
         return _plan_of_matrices(operands, shape, spec)
     if isinstance(operands[0], list | tuple) and any(map(_containers.is_sparse, operands[0])):
         raise TypeError("`operands` must be passed one by one, got a list; call `plan_sparse_add(*operands)`")
+    if shape is None and isinstance(operands[-1], tuple) and all(isinstance(size, int) for size in operands[-1]):
+        raise TypeError(f"`shape` must be given by keyword, `shape={operands[-1]}`; a tuple of ints is no operand")
     names = tuple(f"operands[{k}]" for k in range(len(operands)))
     arrays = _arguments.as_common_indices(names, operands)
     if shape is None:

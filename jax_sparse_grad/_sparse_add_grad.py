@@ -33,7 +33,7 @@ def sparse_add_grad(
       backprop_val_grad: `[nnz_sum, *dense]`, of any numeric dtype: the gradient with respect to the values of the sum.
       a_indices: `[nnz_a, ndims]`, of any integer dtype, in any order. Duplicates each get the gradient of their sum.
       b_indices: `[nnz_b, ndims]`, likewise.
-      sum_indices: `[nnz_sum, ndims]`, sorted as `sparse_add` returns them.
+      sum_indices: `[nnz_sum, ndims]`, sorted and unique as `sparse_add` returns them.
       shape: the dense shape, static. Optional: with it, the width of the search keys need not be found from the data,
         and padding (all indices equal to the shape) is recognised and gets 0. Give it if indices are padded.
 

@@ -36,7 +36,8 @@ def drop_below(
 def _drop_by_numpy(static: _Sum, *arrays: Any) -> list[Any]:
     batch = np.broadcast_shapes(*(each.shape[: arrays[1].ndim] for each in arrays))
     whole = [np.broadcast_to(each, (*batch, *each.shape[arrays[1].ndim :])) for each in arrays]
-    results = [_drop_from(np, static, *(each[k] for each in whole)) for k in np.ndindex(batch)]
+    with np.errstate(all="ignore"):  # as XLA
+        results = [_drop_from(np, static, *(each[k] for each in whole)) for k in np.ndindex(batch)]
     return [np.stack(each).reshape((*batch, *each[0].shape)) for each in zip(*results, strict=True)]
 
 

@@ -389,7 +389,8 @@ def _place_on_host(static: _Sum, slots: Sequence[Any], scales: Sequence[Any], x:
 def _pick_on_host(static: _Sum, slots: Sequence[Any], scales: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     (total,) = x
     dense = total.shape[2:]
-    rows = np.concatenate([total.reshape(-1, *dense), np.zeros((1, *dense), total.dtype)])
+    cells = total.shape[0] * total.shape[1]
+    rows = np.concatenate([total.reshape(cells, *dense), np.zeros((1, *dense), total.dtype)])
     picked = []
     for k, (scale, negated) in enumerate(zip(scales, static.negated, strict=True)):
         if k < static.dense:

@@ -1,5 +1,7 @@
 """What users of other packages reported, each of its kind, with the right value."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,3 +149,25 @@ def test_one_plan_takes_the_place_of_another_without_a_new_compilation(rng):
     for plan in plans[1:]:
         np.testing.assert_array_equal(step(plan, x, y), plan(x, y))
     assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("dense", [(0,), (0, 2), (2, 0)])
+def test_gradients_of_values_without_elements(dense):
+    indices, values = jnp.array([[0], [1]]), jnp.zeros((2, *dense))
+    x = lambda data: BCOO((data, indices), shape=(2, *dense))  # noqa: E731
+    assert jax.grad(lambda data: jsg.add(x(data), x(values)).data.sum())(values).shape == values.shape
+    assert jsg.sparse_add_grad(values, indices, indices, indices).a_val_grad.shape == values.shape
+
+
+def test_a_threshold_warns_no_more_outside_of_jit_than_inside():
+    indices = jnp.array([[0]])
+    nan = jnp.array([jnp.nan], jnp.bfloat16)
+    assert jnp.isnan(jsg.sparse_add(indices, nan, (1,), indices, nan, (1,), 0.5).sum_values).all()
+    one = jnp.ones(1, jnp.float16)
+    assert jsg.sparse_add(indices, one, (1,), indices, one, (1,), 1e6).sum_values.shape == (0,)
+
+
+def test_a_shape_among_the_operands_of_a_plan():
+    indices = jnp.array([[0, 1]])
+    with pytest.raises(TypeError, match=re.escape("`shape` must be given by keyword, `shape=(3, 3)`")):
+        jsg.plan_sparse_add(indices, indices, (3, 3))

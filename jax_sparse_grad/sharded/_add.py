@@ -118,7 +118,8 @@ def subtract(
       assume_canonical: as for `add`.
 
     Returns:
-      As for `add`, with values x + (-y). Where only y has an entry, the value is exactly -y, also for zeros and NaN.
+      As for `add`, with values x + (-y). Where only y has an entry, the value is exactly -y, also for zeros and NaN; but
+      a dense sum has no -0.0.
 
     Raises:
       TypeError: as for `add`.
