@@ -118,8 +118,8 @@ def subtract(
       assume_canonical: as for `add`.
 
     Returns:
-      As for `add`, with values x + (-y). Where only y has an entry, the value is exactly -y, also for zeros and NaN; but
-      a dense sum has no -0.0.
+      As for `add`, with values x + (-y). Where only y has an entry, the value is exactly -y, also for zeros and NaN,
+      but for the signs of zeros in a dense sum.
 
     Raises:
       TypeError: as for `add`.
