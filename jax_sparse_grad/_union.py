@@ -60,7 +60,8 @@ def _find_on_host(static: _Sum, *operands: Any) -> Sequence[Any]:
 def _find_on_cpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
     lists = _joined(operands, _cpu.MOST_MERGED)
     keys = [_keys.ravel(rows, static.shape) for rows in lists]
-    slots, nnz = _cpu.find_slots(keys, canonical=static.canonical)
+    # What was joined is not in order, even if each operand is.
+    slots, nnz = _cpu.find_slots(keys, canonical=static.canonical and len(lists) == len(operands))
     dtype = operands[0].dtype
     indices = jnp.broadcast_to(np.asarray(static.shape, dtype), (static.nse, len(static.shape)))
     for rows, slot in zip(lists, slots, strict=True):

@@ -71,9 +71,10 @@ def test_the_union_of_two_operands_in_any_order(rng, find, shape):
         check(find(shape, False, *lists), lists, shape)
 
 
-def test_the_union_of_operands_that_are_said_to_be_canonical(rng, find):
+@pytest.mark.parametrize("sizes", [(60, 60), (12,), (30, 9, 8), (20, 9, 30, 8, 10)], ids=str)
+def test_the_union_of_operands_that_are_said_to_be_canonical(rng, find, sizes):
     for _ in range(3):
-        lists = [random_rows(rng, SHAPE, 60, ascending=True, unique=True) for _ in range(2)]
+        lists = [random_rows(rng, SHAPE, size, ascending=True, unique=True) for size in sizes]
         check(find(SHAPE, True, *lists), lists, SHAPE)
 
 
