@@ -43,7 +43,7 @@ Scalar = jax.Array | np.uint32
 BLOCK = 16  # words of the entries copied at once where one list is behind the other, or both are the same
 STEPS = 256  # single steps between two looks for such blocks; 64 take a third longer where there are none
 WEAK, STRICT = U(1), U(2)  # orders of keys
-AT_ONCE = 32  # words of the keys compared with their neighbours in a step
+AT_ONCE = 32  # words of keys or rows that a step compares with their neighbours, or takes the largest of
 MOST_MERGED = 4  # lists: 4 of 10^5 keys take a fifth of the time of a sort; of 6, XLA may not make one function
 DIGIT, DIGITS = 8, 256  # bits that a pass of the radix sort looks at; their values
 
@@ -292,13 +292,14 @@ def locate_rows(total: jax.Array, lists: Sequence[jax.Array]) -> tuple[jax.Array
 def _largest(rows: jax.Array) -> jax.Array:
     """The maximum of each column; XLA would take one element after the other."""
     size, ndims = rows.shape
-    padded = lax.pad(rows, U(0), [(0, AT_ONCE, 0), (0, 0, 0)])
+    at_once = max(AT_ONCE // ndims, 1)
+    padded = lax.pad(rows, U(0), [(0, at_once, 0), (0, 0, 0)])
 
     def step(state: Any) -> Any:
         i, most = state
-        return i + U(AT_ONCE), jnp.maximum(most, lax.dynamic_slice(padded, (i, U(0)), (AT_ONCE, ndims)))
+        return i + U(at_once), jnp.maximum(most, lax.dynamic_slice(padded, (i, U(0)), (at_once, ndims)))
 
-    start, end = (U(0), jnp.zeros_like(rows, shape=(AT_ONCE, ndims))), U(max(size, 2))  # of `i < 1`, XLA makes no round
+    start, end = (U(0), jnp.zeros_like(rows, shape=(at_once, ndims))), U(max(size, 2))  # of `i < 1`, XLA makes no round
     return jnp.max(_loop(lambda state: state[0] < end, step, start, (rows,))[1], axis=0)
 
 

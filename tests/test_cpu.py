@@ -90,3 +90,12 @@ def test_each_loop_is_one_native_function(shape, count):
         native, found = loops(locate.lower(shape, *[rows] * 3).compile().as_text())
         assert len(found) - len(native) == 2, "the rounds of a search of each list, and no other"
         assert len(native) >= 4
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+def test_each_loop_for_rows_of_any_shape_is_one_native_function(columns):
+    rows = jax.ShapeDtypeStruct((100, columns), np.int32)
+    lowered = jax.jit(lambda total, *lists: _cpu.locate_rows(total, lists)).lower(*[rows] * 3)
+    native, found = loops(lowered.compile().as_text())
+    assert len(found) - len(native) == 4, "the rounds of a search of each list, by packed keys and by columns"
+    assert len(native) >= 8
