@@ -16,7 +16,7 @@ to 7 ns a step. What to know about such loops:
     keys of some lists
        | a few that ascend strictly     a merge
        | a few, not all in order        a radix sort of each that is not, and a merge in which keys may repeat
-       | more                           the same of all in one list
+       | more, joined by the caller     the same of one list
     slots                               for each entry the number of its key among the distinct ones in order
 """
 
@@ -42,6 +42,7 @@ Scalar = jax.Array | np.uint32
 
 BLOCK = 16  # words of the entries copied at once where one list is behind the other, or both are the same
 STEPS = 256  # single steps between two looks for such blocks; 64 take a third longer where there are none
+MARGIN = BLOCK + STEPS  # keys of padding behind a list, so that no look is out of bounds
 WEAK, STRICT = U(1), U(2)  # orders of keys
 AT_ONCE = 32  # words of keys or rows that a step compares with their neighbours, or takes the largest of
 MOST_MERGED = 4  # lists: 4 of 10^5 keys take a fifth of the time of a sort; of 6, XLA may not make one function
@@ -66,8 +67,8 @@ def _loop(more: Callable[[Any], jax.Array], body: Callable[[Any], Any], start: A
 
 
 def _pad(keys: Keys) -> Keys:
-    """The same keys, and padding behind them, so that no look is out of bounds."""
-    return tuple(lax.pad(word, ONES, [(0, BLOCK + STEPS, 0)]) for word in keys)
+    """The same keys, and behind them `MARGIN` keys of padding."""
+    return tuple(lax.pad(word, ONES, [(0, MARGIN, 0)]) for word in keys)
 
 
 def _order(keys: Keys) -> jax.Array:
@@ -243,9 +244,6 @@ def find_slots(lists: Sequence[Keys], *, canonical: bool = False) -> tuple[tuple
     Lists may be in any order, and keys may repeat. `canonical`: all ascend strictly, with padding last, which need not
     be looked at.
     """
-    if len(lists) > MOST_MERGED:
-        (joined,), number = find_slots([_keys.join(lists)])
-        return tuple(jnp.split(joined, np.cumsum([keys[0].shape[0] for keys in lists])[:-1])), number
     padded = list(map(_pad, lists))
 
     def sort_and_merge(orders: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
@@ -322,7 +320,7 @@ def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
 def _walk(table: Keys, keys: Keys) -> jax.Array:
     """The place of each key in a table, if both ascend and end with what `_pad` adds."""
     block = max(BLOCK // len(keys), 2)
-    nse, size = (each[0].shape[0] - BLOCK - STEPS for each in (table, keys))
+    nse, size = (each[0].shape[0] - MARGIN for each in (table, keys))
 
     def more(i: jax.Array, place: jax.Array) -> jax.Array:
         return (i < U(size)) & (place < U(nse))
@@ -360,7 +358,7 @@ def _walk(table: Keys, keys: Keys) -> jax.Array:
 def _search(table: Keys, keys: Keys) -> jax.Array:
     """The place of each key in a table that ascends and ends with what `_pad` adds."""
     place = jnp.searchsorted(table[0], keys[0]) if len(keys) == 1 else _bisect(table, keys)
-    inside = place < table[0].shape[0] - BLOCK - STEPS
+    inside = place < table[0].shape[0] - MARGIN
     found = inside & _keys.is_equal(tuple(take(word, place) for word in table), keys)
     return jnp.where(found, place.astype(np.int32), NONE)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.extend.core
@@ -26,6 +26,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax_sparse_grad._auto_axes import on_auto_mesh
 from jax_sparse_grad._batching import vary_alike
 from jax_sparse_grad._concrete import on_cpu, own_transfers, put_like
+
+T = TypeVar("T")
 
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu", None: "tpu"}
 """The method for each platform that JAX lowers for. A platform that nobody knows gets the one that is portable."""
@@ -61,6 +63,19 @@ def with_batch_axes(array: Any, k: int, levels: Levels) -> Any:
     return array.reshape([next(own) if each else 1 for each in has] + list(array.shape[sum(has) :]))
 
 
+def map_levels(function: Callable[..., T], levels: Levels) -> Callable[..., T]:
+    """A function of one batch, mapped over all levels. Arrays that a level does not list have its axis."""
+
+    def mapped(*arrays: jax.Array) -> T:
+        inner = function
+        for level in levels:
+            axes = [0 if has else None for has in level] + [0] * (len(arrays) - len(level))
+            inner = jax.vmap(inner, in_axes=axes)
+        return inner(*arrays)
+
+    return mapped
+
+
 def move_axes(arrays: Sequence[Any], dims: Sequence[int | None]) -> list[Any]:
     """The arrays with what is batched first."""
     return [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(arrays, dims, strict=True)]
@@ -91,9 +106,7 @@ def _run(platform: str, methods: Methods, static: Hashable, levels: Levels, arra
     function: Callable[..., Any] = partial(getattr(methods, platform), static)
     if platform == "cpu":
         function = jax.custom_batching.sequential_vmap(function)
-    for level in levels:
-        function = jax.vmap(function, in_axes=[0 if has else None for has in level])
-    results: Sequence[jax.Array] = vary_alike((list(function(*arrays)), arrays))[0]
+    results: Sequence[jax.Array] = vary_alike((list(map_levels(function, levels)(*arrays)), arrays))[0]
     return results
 
 

@@ -125,7 +125,7 @@ def sparse_add(
         union = _sum.find_union(spec, indices)
     else:
         union = _sum.find_union_above(spec, indices, values, threshold, dtype)
-    if is_concrete(values):  # nothing is differentiated; a call of a `custom_vjp` takes as long as such a sum
+    if is_concrete(values):  # nothing is differentiated; calling a `custom_vjp` takes as long as a small sum
         return SparseAddOutput(union.indices, _sum.add_values(union, values, dtype), shape)
     kinds = _Kinds(dtype, tuple(np.dtype(each.dtype) for each in values))
     return SparseAddOutput(union.indices, _sparse_add(kinds, *vary_alike((union, values))), shape)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from jax_sparse_grad import _keys
 from jax_sparse_grad._auto_axes import on_auto_mesh
 from jax_sparse_grad._batching import vary_alike
 from jax_sparse_grad._concrete import is_concrete, on_cpu, own_transfers, put_like, read
-from jax_sparse_grad._platforms import Levels, move_axes, with_batch_axes
+from jax_sparse_grad._platforms import Levels, map_levels, move_axes, with_batch_axes
 
 Arrays = tuple[jax.Array, ...]
 
@@ -162,7 +162,7 @@ def _place(
 ) -> Sequence[jax.Array]:
     dtype, wide = static.dtype, _wide(static.dtype)
     terms = [
-        _scale(each.astype(dtype), weight, negated).astype(wide)
+        scale(each.astype(dtype), weight, negated).astype(wide)
         for each, weight, negated in zip(values, weights, static.negated, strict=True)
     ]
     dense, terms = terms[: static.dense], terms[static.dense :]
@@ -217,7 +217,7 @@ def _pick(
             picked.append(total.at[_index(slot)].get(mode="clip", wrap_negative_indices=False))
     results = []
     for k, each in enumerate(picked):
-        each = _scale(each, weights[k], static.negated[k])
+        each = scale(each, weights[k], static.negated[k])
         if not static.dense:
             each = jnp.where(static.overflows(nnz), _poison(total.dtype), each)
         if k >= static.dense:
@@ -239,7 +239,8 @@ def _is_inside(slot: Any, sizes: tuple[int, ...]) -> Any:
     return _keys.is_entry(slot if slot.ndim == 2 else slot[:, None], sizes)
 
 
-def _scale(values: Any, weight: Any, negated: bool) -> Any:
+def scale(values: Any, weight: Any, negated: bool) -> Any:
+    """Values times their weight, if there is one, with the sign that they have in the sum."""
     values = values if weight is None else values * weight
     return -values if negated else values
 
@@ -266,19 +267,6 @@ def _poison(dtype: np.dtype) -> Any:
     return np.asarray(limits.min if jnp.issubdtype(dtype, jnp.signedinteger) else limits.max, dtype)
 
 
-def _map_levels(static: _Sum, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of all operands for one batch, mapped over all levels of batches."""
-
-    def mapped(*operands: jax.Array) -> Any:
-        inner = function
-        for level in static.levels:
-            axes = [0 if has else None for has in level] + [0] * (len(operands) - len(level))
-            inner = jax.vmap(inner, in_axes=axes)
-        return inner(*operands)
-
-    return mapped
-
-
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(static: _Sum, platform: str | None, operands: Arrays) -> Sequence[jax.Array]:
     shapes = _shapes(static, operands)
@@ -293,7 +281,7 @@ def _run(static: _Sum, platform: str | None, operands: Arrays) -> Sequence[jax.A
             _pick(static, nnz, slots, weights, x) if static.picks else _place(static, platform, nnz, slots, weights, x)
         )
 
-    results: Sequence[jax.Array] = _map_levels(static, run)(*operands)
+    results: Sequence[jax.Array] = map_levels(run, static.levels)(*operands)
     return results
 
 
@@ -326,10 +314,10 @@ def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
         for k, each in enumerate(operands[: static.integers])
     )
     flat = [_flatten(slot, static.sizes, cells) for slot in slots]
-    scales = [each.reshape(count, *[1] * (1 + len(dense))) for each in weights] or [None] * static.arity
+    weights = [each.reshape(count, *[1] * (1 + len(dense))) for each in weights] or [None] * static.arity
     x = [each.reshape(count, -1 if each.size else _rows_of(static, each), *dense) for each in x]
     with np.errstate(all="ignore"):  # as XLA
-        results = _pick_on_host(static, flat, scales, x) if static.picks else _place_on_host(static, flat, scales, x)
+        results = _pick_on_host(static, flat, weights, x) if static.picks else _place_on_host(static, flat, weights, x)
         if not static.dense:
             overflows = static.overflows(nnz)
             for each, slot in zip(results, flat, strict=False):
@@ -364,11 +352,11 @@ def _flatten(slot: Any, sizes: tuple[int, ...], cells: int) -> Any:
     return np.where(inside, number + np.arange(count)[:, None] * cells, count * cells)
 
 
-def _place_on_host(static: _Sum, slots: Sequence[Any], scales: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+def _place_on_host(static: _Sum, slots: Sequence[Any], weights: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     dtype, wide = static.dtype, _wide(static.dtype)
     terms = [
-        _scale(each.astype(dtype), scale, negated).astype(wide)
-        for each, scale, negated in zip(x, scales, static.negated, strict=True)
+        scale(each.astype(dtype), weight, negated).astype(wide)
+        for each, weight, negated in zip(x, weights, static.negated, strict=True)
     ]
     count, dense = x[0].shape[0], x[-1].shape[2:]
     cells, width = math.prod(static.sizes), math.prod(dense)
@@ -386,19 +374,19 @@ def _place_on_host(static: _Sum, slots: Sequence[Any], scales: Sequence[Any], x:
     return [total[:-1].reshape(count, cells, *dense).astype(dtype)]
 
 
-def _pick_on_host(static: _Sum, slots: Sequence[Any], scales: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+def _pick_on_host(static: _Sum, slots: Sequence[Any], weights: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     (total,) = x
     dense = total.shape[2:]
     cells = total.shape[0] * total.shape[1]
     rows = np.concatenate([total.reshape(cells, *dense), np.zeros((1, *dense), total.dtype)])
     picked = []
-    for k, (scale, negated) in enumerate(zip(scales, static.negated, strict=True)):
+    for k, (weight, negated) in enumerate(zip(weights, static.negated, strict=True)):
         if k < static.dense:
-            picked.append(_scale(total.copy(), scale, negated))
+            picked.append(scale(total.copy(), weight, negated))
             continue
         slot = slots[k - static.dense]
-        each = _scale(np.take(rows, slot, axis=0), scale, negated)
-        if scale is not None or negated:
+        each = scale(np.take(rows, slot, axis=0), weight, negated)
+        if weight is not None or negated:
             each[slot == len(rows) - 1] = 0
         picked.append(each)
     return picked
@@ -504,7 +492,7 @@ def _pull_back_weights(static: _Sum, nnz: Any, slots: Sequence[Any], x: Sequence
             results.append(jnp.sum(own * value.astype(own.dtype), dtype=own.dtype))
         return results
 
-    contracted: list[Any] = jax.jit(_map_levels(static, contract))(nnz, *slots, *picked, *values)
+    contracted: list[Any] = jax.jit(map_levels(contract, static.levels))(nnz, *slots, *picked, *values)
     return contracted
 
 

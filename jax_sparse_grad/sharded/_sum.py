@@ -140,10 +140,9 @@ def add_to_dense(
     `static`: as for `add_values`; signs and weights are those of the dense arrays, followed by those of the others.
     """
     (dtype, negated), (dense, weights) = static, same
-    terms = [each.astype(dtype) for each in dense]
-    if weights:
-        terms = [each * weight for each, weight in zip(terms, weights, strict=False)]
-    total = functools.reduce(jnp.add, [-each if sign else each for each, sign in zip(terms, negated, strict=False)])
+    factors = zip(weights or [None] * len(negated), negated, strict=True)
+    terms = [_values.scale(each.astype(dtype), *factor) for each, factor in zip(dense, factors, strict=False)]
+    total = functools.reduce(jnp.add, terms)
     # Sharded operands are not added to the dense ones themselves, which all devices hold but which must count once.
     own_sum = _values.place_onto(
         [jnp.zeros_like(total)],
