@@ -46,10 +46,10 @@ summed in float32 and rounded once. So sums agree bit for bit between platforms 
 exceptions. XLA adds duplicates on GPUs in any order, unless `XLA_FLAGS=--xla_gpu_deterministic_ops=true`. And where
 rows are sharded, sparse operands are added to each other before a dense one, where signs of zero are lost.
 
-Dtypes: any numeric one of `jax.numpy` from 2 bits on, but those without a NaN to mark an overflow (`float4_e2m1fn`,
-`float6_*`) or without a zero (`float8_e8m0fnu`). TensorFlow's q-types are their storage types. An index dtype must hold
-the size of every dimension, which marks padding; otherwise no shape overflows. All operands together must have fewer
-than 2^31 entries. A tensor without dimensions cannot mark padding: every row is an entry.
+Dtypes: any numeric dtype of `jax.numpy` of at least 2 bits, except those without a NaN to mark an overflow
+(`float4_e2m1fn`, `float6_*`) or without a zero (`float8_e8m0fnu`). TensorFlow's q-types are their storage types. An
+index dtype must hold the size of every dimension, which marks padding; beyond that, no shape overflows. All operands
+together must have fewer than 2^31 entries. A tensor without dimensions cannot mark padding: every row is an entry.
 
 Plans, outputs and sharded operands are pytrees that can be pickled, and that `jax.export` writes and reads where this
 package is imported. Plans have one structure whatever made them: with arrays of the same shapes, one takes another's

@@ -1,7 +1,7 @@
 """Sums of arrays that lie on a mesh with `Explicit` axes.
 
-There JAX must know the sharding of every intermediate result, and refuses many of the operations that a sum consists
-of. So these run with the axes switched to `Auto`, where XLA chooses the shardings, and only the results are given one.
+On these, JAX must know the sharding of every intermediate result, and refuses many of the operations that a sum
+consists of. So sums run with the axes switched to `Auto`, where XLA chooses shardings, and only results are given one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def explicit_mesh(tree: Any) -> AbstractMesh | None:
 
 
 def _is_iterator(x: Any) -> bool:
-    """Whether to tell JAX that this is a leaf; JAX does not assume that of iterators."""
+    """Whether it is an iterator, which must not be consumed: JAX has to be told that it is a leaf."""
     return isinstance(x, Iterator)
 
 

@@ -1,4 +1,4 @@
-"""Batches: what BCOO's batch dimensions mean, and the small things that all code under `vmap` and `shard_map` needs."""
+"""What code under `vmap` and `shard_map` needs, and the meaning of BCOO's batch dimensions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jax_sparse_grad._concrete import reshape
 T = TypeVar("T")
 
 
-def vary_alike(tree: T) -> T:
-    """The same arrays, all varying over the mesh if one of them does under `shard_map`; elsewhere unchanged.
+def pvary_alike(tree: T) -> T:
+    """The same arrays, all marked as varying over the mesh axes that any of them varies over.
 
-    `shard_map` demands of both branches of a conditional, of a loop's carry and of a cotangent that they vary alike.
-    It adds marks itself between the operands of one operation, but not there. `check_vma=False` would spare them, but
-    is the caller's to give, and without marks JAX does not know which cotangents to sum over devices.
+    `shard_map` requires that both branches of a conditional, a loop's carry in and out, and a cotangent and its primal
+    vary over the same axes. Only between the operands of one operation does it add marks itself. (The caller may turn
+    the requirement off, by `check_vma=False`; but then JAX does not know which cotangents to sum over devices.)
     """
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
     if not axes:
@@ -45,7 +45,7 @@ def _varying_axes(leaf: Any) -> frozenset[str]:
 
 
 def take(array: jax.Array, index: jax.Array) -> jax.Array:
-    """Rows `array[index]`; any row where the index is out of bounds, in which `checkify` sees no error."""
+    """Rows `array[index]`; some row where the index is out of bounds, which `checkify` does not report."""
     size = array.shape[0]
     if size == 0:
         return jnp.zeros(index.shape + array.shape[1:], array.dtype)
@@ -53,21 +53,21 @@ def take(array: jax.Array, index: jax.Array) -> jax.Array:
 
 
 @jax.custom_batching.custom_vmap
-def in_all_batches(flag: jax.Array) -> jax.Array:
-    """Whether the scalar is true; under `vmap`, in the whole batch: so a conditional on it stays one."""
+def all_of_batch(flag: jax.Array) -> jax.Array:
+    """Whether the scalar is true, under `vmap` in the whole batch. So a conditional on it remains one."""
     return flag
 
 
-@in_all_batches.def_vmap
-def _in_all_batches_vmap(_axis_size: int, _in_batched: list[bool], flag: jax.Array) -> tuple[jax.Array, bool]:
-    return in_all_batches(jnp.all(flag)), False
+@all_of_batch.def_vmap
+def _all_of_batch_vmap(_axis_size: int, _in_batched: list[bool], flag: jax.Array) -> tuple[jax.Array, bool]:
+    return all_of_batch(jnp.all(flag)), False
 
 
 def map_batches(function: Callable[..., T], n_batch: int) -> Callable[..., T]:
     """`function` mapped over `n_batch` leading axes of all arrays in its arguments.
 
-    As in BCOO, an array whose axis has length 1 is shared by the whole batch. If all arrays are shared, so are the
-    results: the work is done once.
+    As in BCOO, an array whose axis has length 1 is shared by the whole batch. If all arrays are shared, the work is
+    done once, and the results are shared too.
     """
     for _ in range(n_batch):
         function = _map_batch(function)

@@ -1,4 +1,4 @@
-"""What is concrete: how to tell, and how to compute with it by numpy, inside a trace too."""
+"""Concrete arrays: how to recognise them, and how to compute with them in numpy, inside a trace too."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def is_concrete(*trees: Any) -> bool:
-    """Whether no leaf of the trees is a tracer, so that values can be looked at."""
+    """Whether no leaf of the trees is a tracer, so that all values are known."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def on_cpu(arrays: Sequence[Any]) -> bool:
-    """Whether all arrays are concrete, and numpy reads them where they lie, on one device."""
+    """Whether all arrays are concrete and on one CPU device, where numpy can read them in place."""
     if not is_concrete(arrays):
         return False
     devices = set().union(*(each.devices() for each in arrays if isinstance(each, jax.Array)))
@@ -30,19 +30,19 @@ def on_cpu(arrays: Sequence[Any]) -> bool:
 def outside_of_trace(function: Callable[[], T]) -> T:
     """`function()`, which computes with concrete arrays, as if outside of any trace.
 
-    While JAX traces, it stages even concrete arrays. (`jax.ensure_compile_time_eval` would also execute whatever is
-    traced in the meantime one operation at a time, and compile each of them.)
+    While JAX traces, it stages even operations of concrete arrays. (`jax.ensure_compile_time_eval` is no substitute:
+    whatever is traced inside it runs one operation at a time, each of them compiled.)
     """
-    with eval_context(), jax.disable_jit(False), own_transfers():  # compiled calls may be given numpy arrays
+    with eval_context(), jax.disable_jit(False), allow_transfers():  # compiled calls may be given numpy arrays
         return function()
 
 
 @contextlib.contextmanager
-def own_transfers() -> Iterator[None]:
+def allow_transfers() -> Iterator[None]:
     """A context in which data may pass through numpy even under `jax.transfer_guard("disallow")`.
 
-    That setting is meant to catch transfers that the user did not intend; "disallow_explicit" bars all transfers, these
-    too.
+    That setting is meant to catch transfers that the user did not intend. "disallow_explicit" bars all transfers, and
+    these too.
     """
     with contextlib.ExitStack() as stack:
         for direction in ("host_to_device", "device_to_host", "device_to_device"):
@@ -52,13 +52,13 @@ def own_transfers() -> Iterator[None]:
 
 
 def read(array: Any) -> np.ndarray:
-    """A concrete array on the host. To look at one on a GPU or TPU, the host waits for it."""
-    with own_transfers():
+    """A concrete array on the host, which waits for it if it is on a GPU or TPU."""
+    with allow_transfers():
         return np.asarray(array)
 
 
 def put_like(arrays: Sequence[Any], tree: Any, n_batch: int = 0) -> Any:
-    """What numpy computed from concrete arrays, where these lie; divided among devices as their batches are.
+    """Put what numpy computed from concrete arrays where these are, divided among devices as their batches are.
 
     `n_batch` leading dimensions of all arrays are those of batches.
     """
@@ -80,7 +80,7 @@ def evaluate_if_concrete(*trees: Any) -> contextlib.AbstractContextManager[None]
 
 
 def cast(array: Any, dtype: Any) -> Any:
-    """The array in another dtype: by numpy if it can be, which compiles nothing. No call where nothing changes."""
+    """The array in another dtype: by numpy where possible, which compiles nothing."""
     if array.dtype == dtype:
         return array
     if on_cpu([array]):
@@ -95,5 +95,5 @@ def reshape(array: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _put_back(array: Any, host: np.ndarray) -> Any:
-    """A version of an array, where that lies."""
+    """What numpy made of an array, on the device of that array."""
     return put_like([array], host) if isinstance(array, jax.Array) else host

@@ -3,15 +3,15 @@
 XLA:CPU compiles a `lax.while_loop` of scalars, `dynamic_slice` and `dynamic_update_slice` into one native function: 4
 to 7 ns a step. What to know about such loops:
 
-- By XLA's cost model, a step may read and write a few hundred bytes; if it is more, each operation becomes a call. A
-  test holds that there are none such.
+- By XLA's cost model, a step may read and write a few hundred bytes; beyond that, each operation becomes a call. A
+  test checks that no loop goes beyond.
 - Indices are unsigned: for signed ones JAX adds a comparison and a selection to every slice.
-- What is carried lies in memory: few scalars, and two steps in a body.
-- A body writes before it reads, or XLA copies the whole array. So a count that is read and then written is written in
-  the next step.
-- No `cond` inside a loop, whose arrays it would copy: an inner loop of none or more rounds takes its place.
-- Write unconditionally what a later step overwrites.
-- `vmap` would make vectors of the scalars: `sequential_vmap` loops over the batch instead.
+- The carry is in memory: keep its scalars few, and do two steps in a body.
+- A body writes to an array before it reads it, or XLA copies the whole array. So a count that has been read and
+  increased is written in the next step.
+- No `cond` inside a loop: it would copy its arrays. An inner loop of zero or more rounds takes its place.
+- Write unconditionally where a later step overwrites it.
+- `vmap` would turn the scalars into vectors: `sequential_vmap` loops over the batch instead.
 
     keys of some lists
        | a few that ascend strictly     a merge
@@ -34,7 +34,7 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys
-from jax_sparse_grad._batching import take, vary_alike
+from jax_sparse_grad._batching import pvary_alike, take
 from jax_sparse_grad._keys import NONE, ONES, Keys
 
 U = np.uint32
@@ -62,8 +62,8 @@ def _write(array: jax.Array, index: Scalar, value: Scalar) -> jax.Array:
 
 
 def _loop(more: Callable[[Any], jax.Array], body: Callable[[Any], Any], start: Any, like: Keys) -> Any:
-    """`lax.while_loop` whose carry varies over a mesh as the keys do, which `shard_map` demands."""
-    return lax.while_loop(more, body, vary_alike((start, like))[0])
+    """`lax.while_loop` whose carry varies over a mesh as the keys do, which `shard_map` requires."""
+    return lax.while_loop(more, body, pvary_alike((start, like))[0])
 
 
 def _pad(keys: Keys) -> Keys:
@@ -74,7 +74,7 @@ def _pad(keys: Keys) -> Keys:
 def _order(keys: Keys) -> jax.Array:
     """`STRICT` if each key is larger than the one before it, where padding may repeat; `WEAK` if none is smaller; or 0.
 
-    A loop, because XLA would compute the keys again for whatever compares them.
+    A loop, because otherwise XLA would compute the keys again inside the comparison.
     """
     at_once = max(AT_ONCE // len(keys), 1)
 
@@ -191,7 +191,7 @@ def sort_spans(keys: Keys, ends: Sequence[int], unsorted: jax.Array) -> tuple[Ke
 
         words = word[order] if k else words
         spare, table = (jnp.zeros_like(words),) * 2, (jnp.zeros(DIGITS + 1, U),) * 2
-        start = vary_alike(((words, order), spare, table, keys))[:-1]
+        start = pvary_alike(((words, order), spare, table, keys))[:-1]
         (words, order), *_ = lax.fori_loop(U(0), U(2 * len(ends)), sort_twice, start)
     return (words,) if len(keys) == 1 else tuple(word[order] for word in keys), order
 
@@ -241,8 +241,8 @@ def _sort_by_digit(shift: jax.Array, span: Pair, source: Pair, target: Pair, tab
 def find_slots(lists: Sequence[Keys], *, canonical: bool = False) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """For each list the slot of each key among the distinct ones of all, `NONE` for padding; and their number, int32.
 
-    Lists may be in any order, and keys may repeat. `canonical`: all ascend strictly, with padding last, which need not
-    be looked at.
+    Lists may be in any order, and keys may repeat. `canonical`: all lists are known to ascend strictly, with padding
+    last.
     """
     padded = list(map(_pad, lists))
 
@@ -288,7 +288,7 @@ def locate_rows(total: jax.Array, lists: Sequence[jax.Array]) -> tuple[jax.Array
 
 
 def _largest(rows: jax.Array) -> jax.Array:
-    """The maximum of each column; XLA would take one element after the other."""
+    """The maximum of each column; XLA's own reduction would take one element after the other."""
     size, ndims = rows.shape
     at_once = max(AT_ONCE // ndims, 1)
     padded = lax.pad(rows, U(0), [(0, at_once, 0), (0, 0, 0)])
@@ -304,7 +304,7 @@ def _largest(rows: jax.Array) -> jax.Array:
 def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
     """For each list the place of each key in an ascending one, `NONE` where it is not there.
 
-    By `jnp.searchsorted`; but if the list ascends too, by a walk along both, in a tenth of its time.
+    By `jnp.searchsorted`; but if the list ascends too, by a walk along both, which takes a tenth of the time.
     """
     table = _pad(total)
 
@@ -373,5 +373,5 @@ def _bisect(table: Keys, keys: Keys) -> jax.Array:
         return jnp.where(less, middle + U(1), low), jnp.where(less, high, middle)
 
     size = table[0].shape[0]
-    start = vary_alike((jnp.zeros_like(keys[0]), jnp.full_like(keys[0], U(size)), table))[:2]
+    start = pvary_alike((jnp.zeros_like(keys[0]), jnp.full_like(keys[0], U(size)), table))[:2]
     return lax.fori_loop(0, size.bit_length(), halve, start)[0]

@@ -1,4 +1,4 @@
-"""Slots by ranks, for XLA:GPU: few kernels, no loop, no sort, and one look at the order.
+"""Slots by ranks, for XLA:GPU: few kernels, no loop, no sort, and one conditional on the order.
 
 For two lists of keys that ascend strictly, with padding last:
 
@@ -9,10 +9,11 @@ For two lists of keys that ascend strictly, with padding last:
     slot of a[i] = i + a_before[i] - doubled[i]           its own number, those of b before it, each cell once
     slot of b[j] = j + b_before[j] - doubled[b_before[j]]
 
-All else is sorted, as on a TPU, but by sorts of one key with one payload, which XLA:GPU leaves to CUB's radix sort.
+Other operands are sorted, as on a TPU, but by sorts of one key with one payload, which XLA:GPU leaves to CUB's radix
+sort.
 
-A GPU pays for launches, some 3 microseconds each, and for looks of the host at a flag, 10 to 20 and an empty queue.
-Whatever loops launches kernels in every round, and copies what it carries.
+On a GPU, a kernel launch takes some 3 microseconds. When the host reads a flag, that takes 10 to 20, and the queue runs
+empty. A loop launches kernels in every round, and copies its carry.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ import numpy as np
 from jax import lax
 
 from jax_sparse_grad import _keys, _tpu
-from jax_sparse_grad._batching import in_all_batches, take, vary_alike
+from jax_sparse_grad._batching import all_of_batch, pvary_alike, take
 from jax_sparse_grad._keys import NONE, ONES, Keys
 
 BRANCHES = 8  # of a round of a search: 4 need half as many kernels again, 16 hardly fewer
 
 
-def in_pairs(keys: Keys) -> tuple[Keys, jax.Array]:
-    """Keys in order and where they come from, word by word, the last one first, each beside its position."""
+def sort_by_word(keys: Keys) -> tuple[Keys, jax.Array]:
+    """A stable sort, word by word from the last one, each with its position as the only payload."""
     order = jnp.arange(keys[0].shape[0], dtype=np.int32)
     for count, word in enumerate(reversed(keys)):
         _, order = lax.sort((word[order] if count else word, order), num_keys=1, is_stable=True)
@@ -44,29 +45,29 @@ def find_union(
 ) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
     """The first `nse` distinct keys, for each list the slot of each key (`NONE` for padding), and their true number.
 
-    `canonical`: all lists ascend strictly, with padding last, which need not be looked at.
+    `canonical`: all lists are known to ascend strictly, with padding last.
     """
     if len(lists) != 2 or not all(keys[0].shape[0] for keys in lists):
-        return _tpu.find_union(lists, nse, in_pairs)
+        return _tpu.find_union(lists, nse, sort_by_word)
 
-    a, b = vary_alike(tuple(lists))
+    a, b = pvary_alike(tuple(lists))
     if canonical:
         return _merge(a, b, nse)
 
     def merge(a: Keys, b: Keys) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
-        return vary_alike(_merge(a, b, nse))
+        return pvary_alike(_merge(a, b, nse))
 
     def sort(a: Keys, b: Keys) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
-        return vary_alike(_tpu.find_union((a, b), nse, in_pairs))
+        return pvary_alike(_tpu.find_union((a, b), nse, sort_by_word))
 
-    in_order = in_all_batches(jnp.all(_keys.ascend_strictly(a)) & jnp.all(_keys.ascend_strictly(b)))
+    in_order = all_of_batch(jnp.all(_keys.ascend_strictly(a)) & jnp.all(_keys.ascend_strictly(b)))
     found: tuple[Keys, tuple[jax.Array, ...], jax.Array] = lax.cond(in_order, merge, sort, a, b)
     return found
 
 
 def _merge(a: Keys, b: Keys, nse: int) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
     sizes = a[0].shape[0], b[0].shape[0]
-    # The same kernels seek the key of padding in both lists, which tells the numbers of entries.
+    # The same kernels seek the key of padding in both lists: its ranks are the numbers of entries.
     ends = jnp.full_like(a[0], ONES, shape=(2,))
     keys = tuple(jnp.concatenate([*words, ends]) for words in zip(a, b, strict=True))
     place = jnp.arange(sum(sizes) + 2, dtype=np.int32)
@@ -140,9 +141,10 @@ def _strides(size: int) -> list[tuple[int, int]]:
 
 
 def _descend(table: Keys, queries: Keys, rounds: Sequence[tuple[jax.Array, jax.Array]], begin: jax.Array) -> jax.Array:
-    """The number of keys less than each query: XLA:GPU makes a kernel of one or two rounds, however little happens.
+    """The number of keys less than each query.
 
-    So a round compares with seven keys, which do not wait for each other. No step leads out of the table.
+    XLA:GPU makes a kernel of one or two rounds, however little they do. So each round compares a query with seven keys,
+    which are read at the same time. No step leads out of the table.
     """
     position = jnp.zeros_like(queries[0], np.int32)
     for stride, most in rounds:

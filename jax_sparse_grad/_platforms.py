@@ -1,12 +1,12 @@
-"""Functions of arrays that have a method for each platform, and one in numpy for what is concrete; without derivatives.
+"""Functions with a method for each platform, and one in numpy for concrete arrays. They have no derivatives.
 
-    bind        static shapes only: the jaxpr of a user's function has one line for the whole
-       |  vmap      the same primitive, one more level of batches
-       |  lower     the method of the platform that is compiled for, traced now
+    bind        only shapes are inferred: in the jaxpr of a user's function, the whole is one line
+       |  vmap      the same primitive, with one more level of batches
+       |  lower     the method of the platform that is compiled for is traced
        |  concrete  numpy: nothing is compiled
 
-`lax.platform_dependent` would do too, but traces the methods of all platforms wherever one is used, and lets `checkify`
-look inside, where indices that are out of bounds mean something.
+`lax.platform_dependent` would trace the methods of all platforms in each use, and would let `checkify` look inside,
+where it would take indices that are out of bounds on purpose for errors.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_sparse_grad._auto_axes import on_auto_mesh
-from jax_sparse_grad._batching import vary_alike
-from jax_sparse_grad._concrete import on_cpu, own_transfers, put_like
+from jax_sparse_grad._batching import pvary_alike
+from jax_sparse_grad._concrete import allow_transfers, on_cpu, put_like
 
 T = TypeVar("T")
 
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu", None: "tpu"}
-"""The method for each platform that JAX lowers for. A platform that nobody knows gets the one that is portable."""
+"""The method for each platform that JAX lowers for. Unknown platforms get the portable one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Methods:
 
     def __call__(self, static: Hashable, *arrays: Any) -> list[jax.Array]:
         """The results, for which JAX's transformations see one primitive."""
-        results: list[jax.Array] = _call.bind(*vary_alike(arrays), methods=self, static=static, levels=())
+        results: list[jax.Array] = _call.bind(*pvary_alike(arrays), methods=self, static=static, levels=())
         return results
 
 
@@ -77,7 +77,7 @@ def map_levels(function: Callable[..., T], levels: Levels) -> Callable[..., T]:
 
 
 def move_axes(arrays: Sequence[Any], dims: Sequence[int | None]) -> list[Any]:
-    """The arrays with what is batched first."""
+    """The arrays, each with its batch axis first."""
     return [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(arrays, dims, strict=True)]
 
 
@@ -100,13 +100,13 @@ def _shapes_of(arrays: Sequence[Any], methods: Methods, static: Hashable, levels
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _run(platform: str, methods: Methods, static: Hashable, levels: Levels, arrays: Any) -> Sequence[jax.Array]:
     shapes = _shapes_of(arrays, methods, static, levels)
-    if any(0 in each.shape[: len(levels)] for each in shapes):  # a batch of none, over which JAX cannot loop
+    if any(0 in each.shape[: len(levels)] for each in shapes):  # an empty batch, over which JAX cannot loop
         zeros = [jnp.zeros(each.shape, each.dtype) for each in shapes]
-        return vary_alike((zeros, arrays))[0]
+        return pvary_alike((zeros, arrays))[0]
     function: Callable[..., Any] = partial(getattr(methods, platform), static)
     if platform == "cpu":
         function = jax.custom_batching.sequential_vmap(function)
-    results: Sequence[jax.Array] = vary_alike((list(map_levels(function, levels)(*arrays)), arrays))[0]
+    results: Sequence[jax.Array] = pvary_alike((list(map_levels(function, levels)(*arrays)), arrays))[0]
     return results
 
 
@@ -116,7 +116,7 @@ def _lower(platform: str, *arrays: jax.Array, methods: Methods, static: Hashable
 
 def _execute(*arrays: Any, **parameters: Any) -> Sequence[jax.Array]:
     methods, static, levels = parameters["methods"], parameters["static"], parameters["levels"]
-    with jax.disable_jit(False), own_transfers():
+    with jax.disable_jit(False), allow_transfers():
         if not on_cpu(arrays):
             return jax.jit(partial(_call.bind, **parameters))(*map(on_auto_mesh, arrays))
         shapes = _shapes_of(arrays, methods, static, levels)
@@ -128,7 +128,7 @@ def _execute(*arrays: Any, **parameters: Any) -> Sequence[jax.Array]:
 
 
 def _abstract(*kinds: Any, **parameters: Any) -> list[Any]:
-    meshes = [kind.sharding.mesh for kind in kinds]  # constants know of none
+    meshes = [kind.sharding.mesh for kind in kinds]  # constants have none
     undivided = NamedSharding(next((mesh for mesh in meshes if not mesh.empty), meshes[0]), PartitionSpec())
     return [
         kinds[0].update(shape=each.shape, dtype=each.dtype, weak_type=False, sharding=undivided)

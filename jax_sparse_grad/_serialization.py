@@ -1,4 +1,4 @@
-"""How `jax.export` writes the pytrees of this package: under names and in a form that later versions can read.
+"""How `jax.export` writes the pytrees of this package, in a form that later versions can read.
 
 What is static in a tree is written as JSON, field by field. So a file that was written before a field existed can be
 read (if the field has a default), and reading a file never creates anything but what is named here.
@@ -30,8 +30,8 @@ def _register(
 ) -> None:
     """Let `jax.export` write a pytree that JAX takes apart into arrays and a tuple of what is static in it.
 
-    `fields` are all of its fields. `readers` convert the static ones, in the order of that tuple, from JSON. `as_tuple`
-    makes the tuple, of what JSON has a form for, if the static part is registered as something else.
+    `fields` are all of its fields. `readers` convert the static ones from JSON, in the order of that tuple. `as_tuple`
+    makes that tuple, of what JSON can express, if the static part is registered as something else.
     """
     arrays = [field for field in fields if field not in readers]
 

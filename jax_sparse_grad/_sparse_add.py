@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jax_sparse_grad import _arguments, _sum
 from jax_sparse_grad._auto_axes import on_auto_axes
-from jax_sparse_grad._batching import vary_alike
+from jax_sparse_grad._batching import pvary_alike
 from jax_sparse_grad._concrete import is_concrete
 from jax_sparse_grad._types import ArrayInput, Arrays, Shape, Spec
 from jax_sparse_grad._union import Union
@@ -125,13 +125,13 @@ def sparse_add(
         union = _sum.find_union(spec, indices)
     else:
         union = _sum.find_union_above(spec, indices, values, threshold, dtype)
-    if is_concrete(values):  # nothing is differentiated; calling a `custom_vjp` takes as long as a small sum
+    if is_concrete(values):  # nothing is differentiated, and calling a `custom_vjp` would take as long as a small sum
         return SparseAddOutput(union.indices, _sum.add_values(union, values, dtype), shape)
-    kinds = _Kinds(dtype, tuple(np.dtype(each.dtype) for each in values))
-    return SparseAddOutput(union.indices, _sparse_add(kinds, *vary_alike((union, values))), shape)
+    dtypes = _Dtypes(dtype, tuple(np.dtype(each.dtype) for each in values))
+    return SparseAddOutput(union.indices, _sparse_add(dtypes, *pvary_alike((union, values))), shape)
 
 
-class _Kinds(NamedTuple):
+class _Dtypes(NamedTuple):
     """The dtypes of a sum and of its operands."""
 
     of_sum: np.dtype
@@ -139,26 +139,26 @@ class _Kinds(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sparse_add(kinds: _Kinds, union: Union, values: Arrays) -> jax.Array:
+def _sparse_add(dtypes: _Dtypes, union: Union, values: Arrays) -> jax.Array:
     """SparseAdd, whose backward rule is SparseAddGrad."""
-    return _sum.add_values(union, values, kinds.of_sum)
+    return _sum.add_values(union, values, dtypes.of_sum)
 
 
-def _sparse_add_fwd(kinds: _Kinds, union: Union, values: Arrays) -> tuple[jax.Array, Union]:
+def _sparse_add_fwd(dtypes: _Dtypes, union: Union, values: Arrays) -> tuple[jax.Array, Union]:
     # Not by a call of `_sparse_add`: on a `custom_vjp` forward-over-reverse would fail.
-    return _sum.add_values(union, values, kinds.of_sum), union
+    return _sum.add_values(union, values, dtypes.of_sum), union
 
 
-def _sparse_add_bwd(kinds: _Kinds, union: Union, cotangent: jax.Array) -> tuple[None, tuple[jax.Array | None, ...]]:
+def _sparse_add_bwd(dtypes: _Dtypes, union: Union, cotangent: jax.Array) -> tuple[None, tuple[jax.Array | None, ...]]:
     """SparseAddGrad: each entry receives the cotangent of its slot.
 
-    `sparse_add_grad` finds the slots of entries by a search for their keys among those of the sum. These are the same
-    slots, which the forward pass has found.
+    `sparse_add_grad` searches for the keys of entries among those of the sum, by `jnp.searchsorted`. The forward pass
+    has found the same slots already.
     """
     if cotangent.dtype == jax.dtypes.float0:  # integer values
         return None, (None,) * len(union.slots)
-    picked = pick(union.nnz, union.slots, cotangent, kinds.of_values)
-    differentiable = (jnp.issubdtype(dtype, np.inexact) for dtype in kinds.of_values)
+    picked = pick(union.nnz, union.slots, cotangent, dtypes.of_values)
+    differentiable = (jnp.issubdtype(dtype, np.inexact) for dtype in dtypes.of_values)
     return None, tuple(each if real else None for each, real in zip(picked, differentiable, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""SparseAddGrad: the gradient of a sparse sum, gathered at the places of the operands' entries."""
+"""SparseAddGrad: the gradient of a sparse sum, gathered at the slots of the operands' entries."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A sum, a plan, a gradient, from what is static, indices and values. What is concrete is asked here, once.
+"""A sum, a plan, a gradient, from a `Spec`, indices and values. Concrete or traced is decided here, once.
 
     indices      the symbolic phase                the numeric phase
     concrete     numpy; exactly as many entries    numpy if values are concrete too, and lie on a CPU; else XLA
     traced       XLA; as many as all have          XLA
 
-Indices are `[*batch, nnz_k, ndims]`, values `[*batch, nnz_k, *dense]`, both checked by `_arguments`. Their content is
-checked here, by `_data_checks`.
+Indices are `[*batch, nnz_k, ndims]`, values `[*batch, nnz_k, *dense]`; `_arguments` has checked both. Here the content
+of indices is checked, by `_data_checks`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Slots by sorting, for XLA:TPU and any platform that nobody knows: one sort, and nothing is asked about order.
+"""Slots by sorting, for XLA:TPU and unknown platforms: one sort, whatever the order of the operands.
 
     keys of all operands, one list after the other, beside each the number of its entry
        | sort
@@ -6,8 +6,8 @@
        | scatter
     slots                   of the entries in their stored order
 
-A TPU gathers 4 KB for an element, so binary searches are out of the question; its sorts are networks of vector
-operations. What they cost is compile time, which grows with their number and with the arrays they carry.
+A TPU reads 4 KB to gather one element, so binary searches are out of the question. Its sorts are networks of vector
+operations. Their price is compile time, which grows with their number and with the arrays that each sorts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ Sort = Callable[[Keys], tuple[Keys, jax.Array]]
 """Sorts keys: `(sorted keys, where each comes from [n] int32)`. Equal keys keep their order."""
 
 
-def at_once(keys: Keys) -> tuple[Keys, jax.Array]:
+def sort_at_once(keys: Keys) -> tuple[Keys, jax.Array]:
     """One sort of all words; entry numbers as the last one take the place of stability."""
     numbers = jnp.arange(keys[0].shape[0], dtype=np.int32)
     *words, order = lax.sort((*keys, numbers), num_keys=len(keys) + 1, is_stable=False)
     return tuple(words), order
 
 
-def find_union(lists: Sequence[Keys], nse: int, sort: Sort = at_once) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
+def find_union(
+    lists: Sequence[Keys], nse: int, sort: Sort = sort_at_once
+) -> tuple[Keys, tuple[jax.Array, ...], jax.Array]:
     """The first `nse` distinct keys, for each list the slot of each key (`NONE` for padding), and their true number."""
     sizes = [keys[0].shape[0] for keys in lists]
     words, order = sort(_keys.join(lists))
@@ -48,7 +50,7 @@ def find_union(lists: Sequence[Keys], nse: int, sort: Sort = at_once) -> tuple[K
     return heads, tuple(jnp.split(slots, np.cumsum(sizes)[:-1])), jnp.sum(starts, dtype=np.int32)
 
 
-def locate(total: Keys, lists: Sequence[Keys], sort: Sort = at_once) -> tuple[jax.Array, ...]:
+def locate(total: Keys, lists: Sequence[Keys], sort: Sort = sort_at_once) -> tuple[jax.Array, ...]:
     """For each list the place of each key in an ascending one, `NONE` where it is not there.
 
     Not by `jnp.searchsorted`, which gathers or sorts several times.

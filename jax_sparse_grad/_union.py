@@ -5,7 +5,7 @@
     GPU    `_gpu.py`    ranks of two operands that are in order, else one sort
     TPU    `_tpu.py`    one sort of everything
 
-All of them give the same indices and slots, bit for bit.
+All four give the same indices and slots, bit for bit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Union(NamedTuple):
 
 
 class _Sum(NamedTuple):
-    """What is static in a union; `canonical` says whether the caller promises that the operands are."""
+    """What is static in a union. `canonical`: the caller asserts that all operands are."""
 
     shape: tuple[int, ...]
     nse: int
@@ -47,7 +47,7 @@ class _Sum(NamedTuple):
 
 
 def find_union(shape: tuple[int, ...], nse: int, operands: Sequence[Any], *, canonical: bool = False) -> Union:
-    """The union of index rows `[n_k, ndims]` of one dtype in `nse` rows. `canonical`: they are, as the caller says."""
+    """The union of index rows `[n_k, ndims]` of one dtype, in `nse` rows. `canonical`: all are, the caller asserts."""
     indices, nnz, *slots = _find(_Sum(shape, nse, canonical), *operands)
     return Union(indices, tuple(slots), nnz)
 
@@ -58,7 +58,7 @@ def _find_on_host(static: _Sum, *operands: Any) -> Sequence[Any]:
 
 
 def _find_on_cpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
-    lists = _joined(operands, _cpu.MOST_MERGED)
+    lists = _join(operands, _cpu.MOST_MERGED)
     keys = [_keys.ravel(rows, static.shape) for rows in lists]
     # What was joined is not in order, even if each operand is.
     slots, nnz = _cpu.find_slots(keys, canonical=static.canonical and len(lists) == len(operands))
@@ -66,32 +66,32 @@ def _find_on_cpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
     indices = jnp.broadcast_to(np.asarray(static.shape, dtype), (static.nse, len(static.shape)))
     for rows, slot in zip(lists, slots, strict=True):
         indices = indices.at[slot].set(rows.astype(dtype), mode="drop", wrap_negative_indices=False)
-    return [indices, nnz, *_divided(operands, slots)]
+    return [indices, nnz, *_split(operands, slots)]
 
 
 def _find_on_gpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
-    keys = [_keys.ravel(rows, static.shape) for rows in _joined(operands)]
+    keys = [_keys.ravel(rows, static.shape) for rows in _join(operands)]
     heads, slots, nnz = _gpu.find_union(keys, static.nse, canonical=static.canonical)
-    return [_keys.unravel(heads, static.shape, operands[0].dtype), nnz, *_divided(operands, slots)]
+    return [_keys.unravel(heads, static.shape, operands[0].dtype), nnz, *_split(operands, slots)]
 
 
 def _find_on_tpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
-    keys = [_keys.ravel(rows, static.shape) for rows in _joined(operands)]
+    keys = [_keys.ravel(rows, static.shape) for rows in _join(operands)]
     heads, slots, nnz = _tpu.find_union(keys, static.nse)
-    return [_keys.unravel(heads, static.shape, operands[0].dtype), nnz, *_divided(operands, slots)]
+    return [_keys.unravel(heads, static.shape, operands[0].dtype), nnz, *_split(operands, slots)]
 
 
-def _joined(operands: Sequence[jax.Array], most: int = 2) -> Sequence[jax.Array]:
-    """The operands, or one list of more than can be merged: these are sorted together, in a program of one size."""
+def _join(operands: Sequence[jax.Array], most: int = 2) -> Sequence[jax.Array]:
+    """The operands, or all in one list if they are more than can be merged: that is sorted as a whole."""
     if len(operands) <= most:
         return operands
-    if jnp.iinfo(operands[0].dtype).bits < 8:  # XLA:CPU ends the process if it has to concatenate these
+    if jnp.iinfo(operands[0].dtype).bits < 8:  # XLA:CPU aborts when it concatenates these
         operands = [rows.astype(np.int8) for rows in operands]
     return [jnp.concatenate(operands)]
 
 
-def _divided(operands: Sequence[jax.Array], slots: Arrays) -> Sequence[jax.Array]:
-    """The slots of all operands, if they were joined."""
+def _split(operands: Sequence[jax.Array], slots: Arrays) -> Sequence[jax.Array]:
+    """The slots of each operand, also if these were joined."""
     if len(slots) == len(operands):
         return slots
     return jnp.split(slots[0], np.cumsum([rows.shape[0] for rows in operands])[:-1])
@@ -101,9 +101,9 @@ _find = Methods(_find_on_host, _find_on_cpu, _find_on_gpu, _find_on_tpu)
 
 
 def locate(shape: tuple[int, ...] | None, total: Any, operands: Sequence[Any]) -> Arrays:
-    """For each operand the place of each of its index rows among the sorted rows of a sum, `NONE` where it has none.
+    """For each operand the slot of each of its index rows among the sorted rows of a sum, `NONE` where it has none.
 
-    Without a shape, padding is not known as such, and keys have a word or two for each column.
+    Without a shape, padding cannot be recognised, and keys have a word or two for each column.
     """
     return tuple(_locate(shape, total, *operands))
 

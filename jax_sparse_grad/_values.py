@@ -8,12 +8,12 @@ scatter-add for each operand; the gradient with respect to them is its transpose
 
 A dense sum is the same: its slots are the index rows, and the dense array is an operand whose every cell is a slot.
 
-JAX knows these rules of its own scatters and gathers. They are a primitive nevertheless, because
+JAX has these rules for its own scatters and gathers. Here they are a primitive nevertheless, because
 
 - concrete arrays go through numpy, in derivatives too, so that calls outside of `jit` compile nothing for a new length;
 - casts, signs and weights stand inside it for the same reason;
 - a sum that has overflowed is poisoned in tangents and cotangents too;
-- a batch of none is a batch, and `checkify` does not take a slot that is out of bounds for an error.
+- empty batches work, and `checkify` does not take a slot that is out of bounds for an error.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from jax.interpreters import ad, batching, mlir
 
 from jax_sparse_grad import _keys
 from jax_sparse_grad._auto_axes import on_auto_mesh
-from jax_sparse_grad._batching import vary_alike
-from jax_sparse_grad._concrete import is_concrete, on_cpu, own_transfers, put_like, read
+from jax_sparse_grad._batching import pvary_alike
+from jax_sparse_grad._concrete import allow_transfers, is_concrete, on_cpu, put_like, read
 from jax_sparse_grad._platforms import Levels, map_levels, move_axes, with_batch_axes
 
 Arrays = tuple[jax.Array, ...]
@@ -138,17 +138,17 @@ def _static(sizes: tuple[int, ...], dtype: Any, values: Sequence[Any], negated: 
 
 
 def _bind(static: _Sum, *operands: Any) -> Sequence[jax.Array]:
-    results: Sequence[jax.Array] = _values.bind(*vary_alike(operands), static=static)
+    results: Sequence[jax.Array] = _values.bind(*pvary_alike(operands), static=static)
     return results
 
 
 # --- By XLA ---
 
-OPERANDS_APART: dict[str | None, int] = {"cpu": 4, "tpu": 0}
+MOST_SCATTERS: dict[str | None, int] = {"cpu": 4, "tpu": 0}
 """How many operands can have a scatter of their own. If there are more, one scatter adds them all.
 
-A TPU reads what one scatter has written element by element before the next. XLA:CPU takes two seconds to compile 50.
-A GPU adds what one scatter is given in any order, so it has one for each operand.
+On a TPU, a scatter that follows another one runs element by element. XLA:CPU takes two seconds to compile 50 of them.
+On a GPU, one scatter adds in any order, so each operand has its own.
 """
 
 
@@ -160,7 +160,7 @@ def _place(
     weights: Sequence[Any],
     values: Sequence[jax.Array],
 ) -> Sequence[jax.Array]:
-    dtype, wide = static.dtype, _wide(static.dtype)
+    dtype, wide = static.dtype, _accumulator_dtype(static.dtype)
     terms = [
         scale(each.astype(dtype), weight, negated).astype(wide)
         for each, weight, negated in zip(values, weights, static.negated, strict=True)
@@ -175,9 +175,9 @@ def _place(
         total = jnp.where(used.reshape(-1, *[1] * (total.ndim - 1)), total, np.zeros((), total.dtype))
         return jnp.where(static.overflows(nnz), poison.astype(total.dtype), total)
 
-    # x + -0.0 is x for every x. What is added to NaN is NaN: then the sum may start finished.
+    # x + -0.0 is x for every x. NaN plus anything is NaN: so the sum may start from poison.
     poison, last = _poison(dtype), platform == "tpu" or not jnp.issubdtype(dtype, jnp.inexact)
-    start = vary_alike((jnp.full((*static.sizes, *terms[0].shape[1:]), -np.zeros((), wide)), terms[0]))[0]
+    start = pvary_alike((jnp.full((*static.sizes, *terms[0].shape[1:]), -np.zeros((), wide)), terms[0]))[0]
     total = _scatter_add(static.sizes, platform, start if last else finish(start, poison), slots, terms).astype(dtype)
     return [finish(total, poison) if last else total]
 
@@ -193,7 +193,7 @@ def _scatter_add(
     if platform == "tpu" and jnp.iscomplexobj(total):
         parts = (jnp.real, jnp.imag)
         return lax.complex(*(_scatter_add(sizes, platform, of(total), slots, list(map(of, terms))) for of in parts))
-    if len(terms) > OPERANDS_APART.get(platform, len(terms)):
+    if len(terms) > MOST_SCATTERS.get(platform, len(terms)):
         slots, terms = [jnp.concatenate(slots)], [jnp.concatenate(terms)]
     for slot, term in zip(slots, terms, strict=True):
         if sizes:
@@ -251,8 +251,8 @@ def _cast(values: jax.Array, dtype: np.dtype) -> jax.Array:
     return values.astype(dtype)
 
 
-def _wide(dtype: np.dtype) -> np.dtype:
-    """The dtype to sum in: narrow floats would stop growing, and few machines can add integers of half a byte."""
+def _accumulator_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype to sum in: sums of narrow floats would stop growing, and few platforms add integers of half a byte."""
     if jnp.issubdtype(dtype, jnp.integer):
         # The lowest bits of the wide sum are the narrow sum.
         return np.dtype(np.int8) if jnp.iinfo(dtype).bits < 8 else dtype
@@ -270,9 +270,9 @@ def _poison(dtype: np.dtype) -> Any:
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(static: _Sum, platform: str | None, operands: Arrays) -> Sequence[jax.Array]:
     shapes = _shapes(static, operands)
-    if any(0 in each.shape[: len(static.levels)] for each in shapes):  # JAX cannot gather over a batch of none
+    if any(0 in each.shape[: len(static.levels)] for each in shapes):  # JAX cannot gather over an empty batch
         zeros = [jnp.zeros(each.shape, each.dtype) for each in shapes]
-        return vary_alike((zeros, operands))[0]
+        return pvary_alike((zeros, operands))[0]
 
     def run(*operands: jax.Array) -> Sequence[jax.Array]:
         nnz, slots, weights, x = static.split(operands)
@@ -293,7 +293,7 @@ def _lower(platform: str | None, *operands: jax.Array, static: _Sum) -> Sequence
 
 
 def _execute(*operands: Any, static: _Sum) -> Sequence[jax.Array]:
-    with jax.disable_jit(False), own_transfers():
+    with jax.disable_jit(False), allow_transfers():
         if not on_cpu(operands):
             return jax.jit(partial(_values.bind, static=static))(*map(on_auto_mesh, operands))
         results: Sequence[jax.Array] = _on_host(static, [np.asarray(each) for each in operands])
@@ -302,10 +302,7 @@ def _execute(*operands: Any, static: _Sum) -> Sequence[jax.Array]:
 
 
 def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
-    """The same, with all batches side by side: their slots are numbers in one list, behind which lies what is dropped.
-
-    Its last row stands for slots that are out of bounds.
-    """
+    """The same in numpy, with the slots of all batches in one list, and behind them one for what has no slot."""
     _, _, weights, x = static.split(operands)
     batch = x[0].shape[: len(static.levels)]
     count, cells, dense = math.prod(batch), math.prod(static.sizes), _dense_of(static, x)
@@ -353,7 +350,7 @@ def _flatten(slot: Any, sizes: tuple[int, ...], cells: int) -> Any:
 
 
 def _place_on_host(static: _Sum, slots: Sequence[Any], weights: Sequence[Any], x: Sequence[Any]) -> list[Any]:
-    dtype, wide = static.dtype, _wide(static.dtype)
+    dtype, wide = static.dtype, _accumulator_dtype(static.dtype)
     terms = [
         scale(each.astype(dtype), weight, negated).astype(wide)
         for each, weight, negated in zip(x, weights, static.negated, strict=True)
@@ -423,7 +420,7 @@ def _abstract(*kinds: Any, static: _Sum) -> list[Any]:
 def _batch(operands: Sequence[Any], dims: Sequence[int | None], *, static: _Sum) -> tuple[Sequence[Any], list[int]]:
     count = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
     moved = move_axes(operands, dims)
-    # All values are broadcast: the transpose then need not sum over what was shared, because JAX does.
+    # Values that the batch shares are broadcast: so it is JAX that sums their cotangents.
     for k in range(static.integers, len(moved)):
         if dims[k] is None:
             moved[k] = _broadcast(moved[k], count)
@@ -458,8 +455,8 @@ def _filled(primal: Any, tangent: Any) -> Any:
 
 
 def _zeros(kind: Any) -> Any:
-    """Zeros of a shape, made by numpy if that can be: nothing is compiled for a new one."""
-    return vary_alike((np.zeros(kind.shape, kind.dtype), kind))[0]
+    """Zeros made by numpy, which compiles nothing for a new shape."""
+    return pvary_alike((np.zeros(kind.shape, kind.dtype), kind))[0]
 
 
 def _transpose(cotangents: Sequence[Any], *operands: Any, static: _Sum) -> list[Any]:
@@ -486,7 +483,7 @@ def _pull_back_weights(static: _Sum, nnz: Any, slots: Sequence[Any], x: Sequence
         slots, rest = rest[: static.integers - 1], rest[static.integers - 1 :]
         results = []
         for k, (value, own) in enumerate(zip(rest[static.arity :], rest[: static.arity], strict=True)):
-            if k >= static.dense:  # what stands at padding may be anything
+            if k >= static.dense:  # values at padding may be anything
                 inside = _is_inside(slots[k - static.dense], static.sizes).reshape(-1, *[1] * (value.ndim - 1))
                 value = jnp.where(inside, value, np.zeros((), value.dtype))
             results.append(jnp.sum(own * value.astype(own.dtype), dtype=own.dtype))
@@ -500,7 +497,7 @@ _values = jax.extend.core.Primitive("sparse_add_values")
 _values.multiple_results = True
 _values.def_impl(_execute)
 _values.def_abstract_eval(_abstract)
-for _platform in (None, *OPERANDS_APART):
+for _platform in (None, *MOST_SCATTERS):
     _rule = mlir.lower_fun(partial(_lower, _platform), multiple_results=True)
     mlir.register_lowering(_values, _rule, platform=_platform)
 batching.primitive_batchers[_values] = _batch
