@@ -220,8 +220,8 @@ def add_n(
 
     Transformations and derivatives: as for `add`; also with respect to the weights.
 
-    Speed: if indices are traced, a CPU merges up to four operands that are in order, and sorts the entries of more as one
-    list; a GPU merges two. A plan does this once.
+    Speed: if indices are traced, a CPU merges up to four operands that are in order, and sorts the entries of more as
+    one list; a GPU merges two. A plan does this once.
 
     Mirrors `tf.add_n`, for sparse operands; the weights are alpha and beta of cuSPARSE's `csrgeam2`.
     """

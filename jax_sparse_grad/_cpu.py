@@ -264,6 +264,24 @@ def find_slots(lists: Sequence[Keys], *, canonical: bool = False) -> tuple[tuple
     return tuple(each[:size] for each, size in zip(found, sizes, strict=True)), count.astype(np.int32)
 
 
+def count_before(flags: jax.Array) -> jax.Array:
+    """For each flag the number of those before it that are set, `[n]` int32.
+
+    `jnp.cumsum` takes a tenth of a second to compile. In what `jax.export` made for several platforms, jaxlib 0.11 even
+    aborts on it.
+    """
+    size = flags.shape[0]
+    steps = lax.pad(flags.astype(np.int32), np.int32(0), [(0, 1, 0)])
+
+    def step(state: Any) -> Any:
+        i, count, counts = state
+        return i + U(1), count + _read(steps, i), _write(counts, i, count)
+
+    start = U(0), jnp.zeros(1, np.int32), jnp.zeros_like(steps)
+    counts: jax.Array = _loop(lambda state: state[0] < U(size), step, start, (steps,))[2]
+    return counts[:size]
+
+
 def locate_rows(total: jax.Array, lists: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """`locate` of index rows whose shape is not known: keys of one word if all rows of the sum fit that."""
     if total.shape[0] == 0 or total.shape[1] < 2 or total.dtype.itemsize > 4:

@@ -302,4 +302,4 @@ def test_a_threshold_finds_no_union_of_indices_that_are_known(rng):
         return jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, 4.0)
 
     known, traced = jax.jit(add).lower(x, y), jax.jit(add).lower(x, y, a, b)
-    assert ["stablehlo.while" in each.as_text() for each in (known, traced)] == [False, True]
+    assert ["stablehlo.case" in each.as_text() for each in (known, traced)] == [False, True]
