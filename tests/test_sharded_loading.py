@@ -1,4 +1,4 @@
-"""From the host to the devices: whole matrices, shard by shard, and what is refused."""
+"""From the host to the devices: whole matrices, shard by shard; what is refused, and that no caller's memory is kept."""
 
 import itertools
 
@@ -7,10 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from jax.experimental.sparse import BCSR, CSR, bcoo_concatenate
+from jax.experimental.sparse import BCOO, CSR, bcoo_concatenate
 from jax.sharding import AxisType
 
-from helpers.shards import MESHES, SHAPE, as_bcoo, canonical, check_form, dense_of, host, make_mesh, random_matrix
+from helpers.matrices import as_bcsr
+from helpers.samples import aligned
+from helpers.shards import (
+    EVEN,
+    MESHES,
+    SHAPE,
+    as_bcoo,
+    canonical,
+    check_form,
+    dense_of,
+    host,
+    make_mesh,
+    random_matrix,
+    spread,
+)
 from jax_sparse_grad import sharded
 
 
@@ -43,14 +57,25 @@ class TestPartition:
         x = sharded.partition(matrix, mesh, "rows")
         dense = dense_of(matrix)
         v = np.arange(SHAPE[1], dtype=np.float32)
-        np.testing.assert_array_equal(x.matrix.todense(), dense)
-        np.testing.assert_allclose(x.matrix @ v, dense @ v, rtol=1e-6)
-        np.testing.assert_allclose(jax.jit(lambda x, v: x.matrix @ v)(x, v), dense @ v, rtol=1e-6)
-        np.testing.assert_array_equal((x.matrix * 2).T.todense(), 2 * dense.T)
+        product, twice = jax.jit(lambda x, v: (x.matrix @ v, (x.matrix * 2).T.todense()))(x, v)
+        np.testing.assert_allclose(product, dense @ v, rtol=1e-6)
+        np.testing.assert_array_equal(twice, 2 * dense.T)
+
+    def test_what_only_a_bcoo_has_is_pointed_to(self, matrix, mesh):
+        x = sharded.partition(matrix, mesh, "rows")
+        with pytest.raises(AttributeError, match=r"a `RowSharded` has no 'todense'; `x.matrix.todense` is that of"):
+            x.todense()
+        with pytest.raises(AttributeError, match=r"a `RowSharded` has no 'todens'$"):
+            x.todens()
+        assert not hasattr(x, "todense")
+        v = np.ones(SHAPE[1], np.float32)
+        for call in (lambda: x @ v, lambda: v @ x, lambda: x @ jnp.asarray(v), lambda: x + x, lambda: 2 * x):
+            with pytest.raises(TypeError, match=r"`jsg.sharded.add\(x, y\)`.*`x.matrix @ v`.*`x.with_data\("):
+                call()
 
     def test_a_bcsr_and_scipy_matrices_are_taken_too(self, matrix, mesh):
         dense = dense_of(matrix)
-        for operand in (BCSR.fromdense(dense), canonical(matrix).tocoo(), canonical(matrix).tocsc()):
+        for operand in (as_bcsr(matrix), canonical(matrix).tocoo(), canonical(matrix).tocsc()):
             np.testing.assert_array_equal(dense_of(sharded.partition(operand, mesh, "rows")), dense)
 
     @pytest.mark.parametrize("index_dtype", [np.int8, np.uint16])
@@ -66,13 +91,10 @@ class TestPartition:
         shape = (2 * SHAPE[0], SHAPE[1])
         beyond = np.any(host(both.indices) >= shape, axis=1)
         assert np.any(beyond & np.any(host(both.indices) < shape, axis=1))  # in one dimension only
-        starts = sharded.balanced_row_starts(both, 8)
-        x = sharded.partition(both, mesh, "rows", row_starts=starts)
-        y = sharded.from_shards(lambda start, stop: both[start:stop], shape, mesh, "rows")
-        for each in (x, y):
-            check_form(each, canonical=False)
-            np.testing.assert_array_equal(dense_of(each), np.concatenate([dense_of(matrix), dense_of(padded)]))
-            assert host(each.nnz).sum() == np.sum(~beyond)
+        x = sharded.partition(both, mesh, "rows", row_starts=sharded.balanced_row_starts(both, 8))
+        check_form(x, canonical=False)
+        np.testing.assert_array_equal(dense_of(x), np.concatenate([dense_of(matrix), dense_of(padded)]))
+        assert host(x.nnz).sum() == np.sum(~beyond)
 
     def test_what_is_closed_over_is_spread_while_jax_traces(self, matrix, mesh):
         x = sharded.partition(matrix, mesh, "rows")
@@ -134,7 +156,8 @@ class TestPartition:
             sharded.partition(**arguments)
 
     def test_faulty_operands_are_named(self, matrix, mesh):
-        indices = matrix.indices.at[5].set(jnp.array([3, -1]))
+        indices = host(matrix.indices).copy()
+        indices[5] = 3, -1
         with pytest.raises(ValueError, match=r"`operand.indices` must not be negative; row 5 is \[ 3 -1\]"):
             sharded.partition(as_bcoo(indices, matrix.data, SHAPE), mesh, "rows")
         x = sharded.partition(matrix, mesh, "rows")
@@ -157,14 +180,15 @@ class TestPartition:
         matrix = scipy.sparse.coo_array((np.array([1, 2, 2**40]), (rows, [0, 1, 2])), shape=(2**33, 3))
         x = sharded.partition(matrix, mesh, "rows")
         assert (x.indices.dtype, x.row_starts.dtype, x.data.dtype) == (np.int64,) * 3
-        total = sharded.add(x, x)
+        total = sharded.add(x, x, assume_canonical=True)
         values = host(total.data).reshape(8, -1)[host(total.nnz) > 0]
         assert values.ravel().tolist() == [2, 4, 2**41]
 
 
 class TestFromShards:
-    @pytest.mark.parametrize("capacity", [None, 90])
-    @pytest.mark.parametrize("name", MESHES)
+    @pytest.mark.parametrize(
+        ("name", "capacity"), [("one axis", None), ("beside another axis", 90), ("two axes", None)]
+    )
     def test_it_gives_what_partition_gives(self, matrix, name, capacity):
         mesh, axis, shards = make_mesh(name)
         rows = canonical(matrix)
@@ -183,12 +207,7 @@ class TestFromShards:
         # Each shard once, however many devices hold it.
         assert asked == list(itertools.pairwise(starts))
 
-    def test_rows_are_cut_evenly_by_default(self, matrix, mesh):
-        rows = canonical(matrix)
-        x = sharded.from_shards(lambda start, stop: rows[start:stop], SHAPE, mesh, "rows")
-        assert host(x.row_starts).tolist() == [5 * shard for shard in range(9)]
-
-    def test_bcoo_shards_of_hybrid_values(self, rng, mesh):
+    def test_bcoo_shards_of_hybrid_values_are_cut_evenly_by_default(self, rng, mesh):
         table = rng.random((24, 3), np.float32)
 
         def load(start, stop):
@@ -198,6 +217,7 @@ class TestFromShards:
 
         x = sharded.from_shards(load, (24, 3), mesh, "rows")
         np.testing.assert_array_equal(dense_of(x), table)
+        assert host(x.row_starts).tolist() == [3 * shard for shard in range(9)]
 
     @pytest.mark.parametrize(
         ("load", "error", "message"),
@@ -243,7 +263,7 @@ class TestFromShards:
 
 def test_other_values_on_the_same_pattern(matrix, mesh):
     x = sharded.partition(matrix, mesh, "rows")
-    hybrid = x.with_data(jnp.stack([x.data, 2 * x.data], axis=1))
+    hybrid = x.with_data(np.stack([host(x.data), 2 * host(x.data)], axis=1))
     assert hybrid.shape == (*SHAPE, 2)
     np.testing.assert_array_equal(dense_of(hybrid)[..., 1], 2 * dense_of(x))
     with pytest.raises(ValueError, match="`data` must have one row for each row of `indices`"):
@@ -256,3 +276,61 @@ def test_it_passes_through_jit_as_a_tree(matrix, mesh):
     y = jax.jit(lambda x: x.with_data(3 * x.data), in_shardings=(shardings,), out_shardings=shardings)(x)
     check_form(y, canonical=False)
     np.testing.assert_array_equal(dense_of(y), 3 * dense_of(x))
+
+
+def overwrite(*arrays):
+    for array in arrays:
+        array[...] = 3
+
+
+@pytest.mark.parametrize("form", [BCOO, scipy.sparse.coo_array])
+@pytest.mark.parametrize("capacity", [None, 5])
+def test_what_the_caller_owns_may_be_overwritten(mesh, form, capacity):
+    data, places, starts = aligned(np.ones(40, np.float32)), np.arange(40, dtype=np.int32), aligned(EVEN)
+    if form is BCOO:
+        arrays = data, aligned(np.stack([places, places], axis=1))
+    else:
+        arrays = data, (aligned(places), aligned(places))
+    x = sharded.partition(form(arrays, shape=(40, 40)), mesh, "rows", row_starts=starts, capacity=capacity)
+    overwrite(*jax.tree.leaves(arrays), starts)
+    check_form(x)
+    np.testing.assert_array_equal(dense_of(x), np.eye(40))
+
+
+@pytest.mark.parametrize("capacity", [None, 5])
+def test_a_loader_may_use_one_buffer(mesh, capacity):
+    places = np.arange(5, dtype=np.int32)
+    buffer = scipy.sparse.coo_array((aligned(np.ones(5, np.float32)), (aligned(places), aligned(places))), (5, 40))
+
+    def load(start, _):
+        buffer.data[...] = start
+        return buffer
+
+    x = sharded.from_shards(load, (40, 40), mesh, "rows", capacity=capacity)
+    overwrite(buffer.data, *buffer.coords)
+    check_form(x)
+    np.testing.assert_array_equal(dense_of(x).sum(axis=1), np.arange(40) // 5 * 5)
+
+
+@pytest.mark.slow
+def test_strict_promotion_no_implicit_transfers_and_another_default_device(rng, mesh):
+    first, second = (canonical(random_matrix(rng, nnz)) for nnz in (90, 60))
+    device = jax.default_device(jax.devices()[3])
+    with jax.numpy_dtype_promotion("strict"), jax.transfer_guard("disallow"), device:
+        x = sharded.from_shards(lambda start, stop: first[start:stop], SHAPE, mesh, "rows")
+        y = sharded.partition(second, mesh, "rows", row_starts=EVEN)
+        starts = sharded.balanced_row_starts([x, y])
+        x, y = (sharded.repartition(each, starts) for each in (x, y))
+        total = sharded.add(x, y, assume_canonical=True)
+        (gradient,) = jax.vjp(lambda u: sharded.add(x.with_data(u), y, assume_canonical=True).data, x.data)[1](
+            total.data
+        )
+    check_form(total)
+    np.testing.assert_array_equal(dense_of(total), (first + second).toarray())
+    np.testing.assert_array_equal(dense_of(x.with_data(gradient)), (first + second).toarray() * (first.toarray() != 0))
+
+
+def test_a_default_device_by_name(rng):
+    with jax.default_device("cpu"):
+        (x,) = spread([canonical(random_matrix(rng, 60))])
+        np.testing.assert_array_equal(dense_of(sharded.add(x, x, assume_canonical=True)), 2 * dense_of(x))

@@ -46,10 +46,9 @@ process is raised in all. If a process dies, the others wait for it in the next 
 them with an error: after `heartbeat_timeout_seconds` (100) if it was killed, after `shutdown_timeout_seconds` (300) if
 it raised an error of its own. Both are arguments of `jax.distributed.initialize`.
 
-Memory and time. Let N entries with `ndims` indices of i bytes and a value of v bytes lie on D devices, of which the
-fullest has s N / D. As rows are not divided, s < 1 + h D / N if the heaviest row has h entries. Then a device stores
-s N / D * (i ndims + v) bytes for each operand, and 4 bytes for each element of the operands and 8 for each of the sum
-in a plan or for the backward pass, and merges in time proportional to the capacities of all operands.
+Memory and time. All devices store as many elements as the fullest has entries: of N entries on D devices, fewer than
+N / D + h if the heaviest row has h, as rows are not divided. An element takes its indices and its value; in a plan or
+for the backward pass, 4 bytes more in an operand and 8 in the sum. A merge takes time proportional to all capacities.
 
 10^12 entries on 4,096 devices are 2.4 * 10^8 on each: 2.9 GB for a float32 matrix, 5.9 GB for the sum of two that share
 nothing, and 5.9 GB for its gradient. A GPU can hold that. What breaks first:
@@ -60,8 +59,8 @@ nothing, and 5.9 GB for its gradient. A GPU can hold that. What breaks first:
    over several row numbers, and add these rows up afterwards.
 3. Host memory, if everything is loaded in one place: 12 to 20 TB. `from_shards` with a `capacity` holds one shard at a
    time, 3 to 5 GB. (`partition` and `balanced_row_starts` hold a sorted copy of matrices on the host.)
-4. The blocks of a repartition, 4,096 times the largest flow between two shards, at worst s N. Move while flows are
-   small and go to neighbours, or load again.
+4. The blocks of a repartition: together they are 4,096 times the largest flow between two shards, at worst a whole
+   shard. Move while flows are small and go to neighbours, or load again.
 """
 
 from jax_sparse_grad.sharded._add import add, add_n, subtract, sum_duplicates

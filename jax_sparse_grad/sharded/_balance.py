@@ -31,8 +31,7 @@ def balanced_row_starts(
 
     Args:
       operands: a BCOO, a BCSR, a SciPy matrix or a `RowSharded`, or a list or tuple of these with equal numbers of
-        rows. All their entries count together, because a sum merges all of them. If no process has all entries, use a
-        sample: the cuts of every hundredth entry are those of all, up to the sampling error.
+        rows. All their entries count together. If no process has all of them, a sample will do: every hundredth entry.
       shards: the number of shards. By default that of a `RowSharded` among the operands.
 
     Returns:
@@ -52,7 +51,7 @@ def balanced_row_starts(
       >>> jsg.sharded.balanced_row_starts(skewed, 2).tolist()
       [0, 1, 4]
 
-    Mirrors the one-dimensional partitioning of sparse matrices ("chains on chains"), solved exactly.
+    This is the one-dimensional partitioning of sparse matrices ("chains on chains"), solved exactly.
     """
     listed = operands if isinstance(operands, list | tuple) else [operands]
     if not listed:
@@ -67,7 +66,10 @@ def balanced_row_starts(
             if not is_concrete(operand.indices):
                 raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
             count = operand.shards if count is None else count
-            (sample, weight), size = _sample_rows(operand), operand.shape[0]
+            sampled, nnz = (read_all(each) for each in _sample(operand.layout, None, None, operand.indices))
+            # Each sampled row stands for as many entries as all others of its shard.
+            sample, weight = sampled[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
+            size = operand.shape[0]
         else:
             indices, _, (size, *_) = host_entries(name, operand)
             sample, weight = indices[:, 0], np.full(len(indices), SAMPLE, np.int64)
@@ -113,14 +115,9 @@ def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple
     return (indices, values, shape) if inside.all() else (indices[inside], values[inside], shape)
 
 
-def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
-    """`SAMPLE` rows of each shard, and the number of entries that each of them stands for, times `SAMPLE`."""
-    rows, nnz = (read_all(each) for each in _sample(x.layout, None, None, x.indices))
-    return rows[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
-
-
 @on_shards
 def _sample(layout: Layout, _: None, __: None, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`SAMPLE` rows of each shard, at equal distances, and its number of entries."""
     entries = _keys.is_entry(rows, layout.shape)
     nnz = jnp.sum(entries, dtype=jnp.int32)
     # The rows of entries come first, sorted, even if padding lies between them.
@@ -133,7 +130,7 @@ def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> 
     """The starts of `shards` ranges of rows, the heaviest of which is as light as possible; `[shards + 1]`.
 
     Rows may be in any order, with repetitions; their weights are whole numbers. The smallest bound that greedily filled
-    ranges can keep is found by bisection: each trial takes one binary search per range.
+    ranges can keep is found by bisection.
     """
     distinct, place = np.unique(rows.astype(starts_dtype(n_rows), copy=False), return_inverse=True)
     through = np.zeros(len(distinct) + 1, np.int64)  # the weight of all distinct rows before each

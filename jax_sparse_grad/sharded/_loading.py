@@ -1,7 +1,4 @@
-"""From the host to the devices: matrices that are cut by rows, and putting shard after shard in its place.
-
-On the host, everything is numpy, and no array is as long as there are rows.
-"""
+"""From the host to the devices: matrices that are cut by rows, and putting shard after shard in its place."""
 
 from __future__ import annotations
 
@@ -35,14 +32,12 @@ def partition(
     """Spread the rows of a sparse matrix or tensor over an axis of a device mesh.
 
     Args:
-      operand: a BCOO (without batch dimensions), a BCSR or a SciPy matrix or array, concrete. Index rows beyond the
-        shape are padding, as everywhere in JAX, and are left out. In a program of several processes, each must give the
-        same operand, and puts the shards of its own devices there (`from_shards` needs less memory).
+      operand: a BCOO (without batch dimensions), a BCSR or a SciPy matrix or array, concrete; the same in all processes
+        (`from_shards` needs less memory). Index rows beyond the shape are padding, and are left out.
       mesh: a `jax.sharding.Mesh`.
       axis: the name of one of its axes, or a tuple of names.
-      row_starts: `[shards + 1]`, the first row of each shard, followed by the number of rows. By default chosen to
-        balance the entries of this operand. Operands that are to be added need the same: `balanced_row_starts([x, y],
-        shards)`.
+      row_starts: `[shards + 1]`, the first row of each shard, followed by the number of rows. By default they balance
+        this operand. Operands that are to be added need the same: `balanced_row_starts([x, y], shards)`.
       capacity: the number of elements that each shard stores, static. By default as many as the fullest shard needs.
         Give it if the pattern will change, so that functions are not compiled again.
 
@@ -188,7 +183,8 @@ def _put_shards(
     try:
         for shard in sorted(devices):
             pieces[shard] = piece = load(int(starts[shard]), int(starts[shard + 1]))
-            facts[shard] = len(piece[0]), _kind_of(*piece)
+            described = f"{piece[0].dtype} {piece[1].dtype} {piece[1].shape[1:]}"
+            facts[shard] = len(piece[0]), zlib.crc32(described.encode()) >> 1  # to fit int32
             if capacity is not None and len(piece[0]) <= capacity:
                 pieces[shard] = _put(piece, capacity, shape, devices[shard])
     except Exception as error:
@@ -225,12 +221,6 @@ def _put_shards(
         Layout(shape[: indices.shape[1]], mesh, axis),
         data.shape[1:],
     )
-
-
-def _kind_of(indices: np.ndarray, values: np.ndarray) -> int:
-    """A number that identifies what all shards must have in common."""
-    described = f"{indices.dtype} {values.dtype} {values.shape[1:]}"
-    return zlib.crc32(described.encode()) & np.iinfo(np.int32).max
 
 
 def _put(piece: Rows, capacity: int, shape: tuple[int, ...], devices: Sequence[Device]) -> list[list[jax.Array]]:

@@ -17,10 +17,7 @@ from jax_sparse_grad.sharded._saving import OnMesh
 
 
 class RowPattern(OnMesh):
-    """Index rows that are spread over an axis of a mesh: what operands and plans have in common.
-
-    `indices [shards * capacity, ndims]` and `nnz [shards]` are sharded, `row_starts [shards + 1]` is replicated.
-    """
+    """Index rows that are spread over an axis of a mesh: what operands and plans have in common."""
 
     indices: jax.Array
     row_starts: jax.Array
@@ -86,9 +83,8 @@ class RowSharded(RowPattern):
         the rows `row_starts[d] ... row_starts[d + 1] - 1` in any order, and padding, where all indices equal the shape.
       row_starts: `[shards + 1]`, ascending from 0 to the number of rows; replicated.
       nnz: `[shards]` int32, sharded: the number of entries in each shard. If that exceeds `capacity` in a sum, the
-        values of the shard are poisoned: it has overflowed or, if `nnz` is 2**31 - 1, an operand had rows of others.
-      layout: the sparse shape, the mesh, and its axis, or tuple of axes, that rows are spread over (static). Everything
-        is replicated along all other axes.
+        values of the shard are poisoned: it has overflowed, or an operand had rows of others (`nnz` is 2**31 - 1).
+      layout: the sparse shape, the mesh, and its axis, or tuple of axes, that rows are spread over (static).
       dense_shape: the sizes of the dense dimensions (static).
 
     Example:
@@ -110,10 +106,7 @@ class RowSharded(RowPattern):
 
     @property
     def matrix(self) -> BCOO:
-        """The same matrix as a plain BCOO, without a copy: `todense`, `@` and JAX's other operations work on it.
-
-        They need mesh axes of type `Auto`; on `Explicit` axes JAX's own operations raise.
-        """
+        """The same matrix as a plain BCOO, without a copy, for JAX's own operations: on mesh axes of type `Auto`."""
         return BCOO((self.data, self.indices), shape=self.shape)
 
     def __repr__(self) -> str:

@@ -44,21 +44,16 @@ class ShardedPlan(RowPattern):
         return f"ShardedPlan(shape={self.shape}, capacity={self.capacity}, axis={self.axis!r})"
 
     def __call__(self, *values: ArrayInput) -> jax.Array:
-        """Add the values of all operands: every device those of its own rows.
+        """Add the values of all operands: every device those of its own rows. Linear in the values.
 
         Args:
           *values: for operand k `[shards * capacity_k, *dense]`, of any numeric dtype. Dtypes promote as in `jnp`.
 
         Returns:
-          `[shards * capacity, *dense]`, the values of the sum at `plan.indices`, sharded in the same way, with 0 at
-          padding.
+          `[shards * capacity, *dense]`, the values of the sum at `plan.indices`, sharded as these, with 0 at padding.
 
         Raises:
-          TypeError: values are not numeric.
-          ValueError: their number or shapes do not match the operands of the plan.
-
-        Linear in the values. Works under all of JAX's transformations. Neither the call nor its derivatives
-        communicate.
+          TypeError, ValueError: values are not numeric; their number or shapes do not match the operands of the plan.
         """
         if self.nnz.ndim != 1:
             raise ValueError(f"the plan is batched (`plan.nnz` has shape {self.nnz.shape}); call it under `jax.vmap`")

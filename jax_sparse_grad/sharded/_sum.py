@@ -1,8 +1,5 @@
 """Sharded sums: on every device the union and the sum of the unsharded modules, of its own rows.
 
-Each shard of a sum stores as many elements as the fullest one needs if operands are concrete; if they are traced, as
-many as there can be.
-
 Faults raise if they are concrete. If they are traced, each device finds out alone whether its own shard has overflowed
 or holds rows of others, and poisons it. `checkify` does not see that: behind a `shard_map` it keeps an error for each
 device, and JAX cannot check anything more with these.
@@ -95,10 +92,10 @@ def find_union(layout: Layout, capacity: int | None, canonical: bool, row_starts
     if not is_concrete(union) or (capacity is not None and capacity >= bound):
         return union
     nnz = read_all(union.nnz)
-    if capacity is not None:
-        check_capacity(capacity, nnz, "distinct entries of the sum")
-        return union
-    return union._replace(indices=cut(layout, max(1, int(nnz.max())), None, union.indices))  # no array is empty
+    if capacity is None:
+        return union._replace(indices=cut(layout, max(1, int(nnz.max())), None, union.indices))  # no array is empty
+    check_capacity(capacity, nnz, "distinct entries of the sum")
+    return union
 
 
 @on_shards
