@@ -326,7 +326,7 @@ def test_a_scan_on_every_device_starts_from_an_empty_matrix_that_varies():
 
     rows = np.arange(32, dtype=np.int32).reshape(32, 1, 1) % 9
     spec = PartitionSpec("rows")
-    summed = jax.shard_map(accumulate, mesh=mesh, in_specs=spec, out_specs=PartitionSpec())(rows)
+    summed = jax.jit(jax.shard_map(accumulate, mesh=mesh, in_specs=spec, out_specs=PartitionSpec()))(rows)
     np.testing.assert_array_equal(summed, np.bincount(rows.ravel()))
 
 

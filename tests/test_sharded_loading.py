@@ -1,4 +1,4 @@
-"""From the host to the devices: whole matrices, shard by shard; what is refused, and that no caller's memory is kept."""
+"""From the host to the devices: whole matrices, shard by shard; what is refused; no memory of the caller is kept."""
 
 import itertools
 
@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse
 from jax.experimental.sparse import BCOO, CSR, bcoo_concatenate
 from jax.sharding import AxisType
+from scipy.sparse import coo_array
 
 from helpers.matrices import as_bcsr
 from helpers.samples import aligned
@@ -101,15 +102,10 @@ class TestPartition:
         values = jax.jit(lambda data: data + sharded.partition(matrix, mesh, "rows").data)(x.data)
         np.testing.assert_array_equal(host(values), 2 * host(x.data))
 
-    def test_a_given_capacity_leaves_padding(self, matrix, mesh):
-        x = sharded.partition(matrix, mesh, "rows", capacity=100)
-        assert (x.capacity, x.data.shape) == (100, (800,))
-        check_form(x, canonical=False)
-
     def test_fewer_rows_than_shards_and_no_entries_at_all(self, mesh):
         few = scipy.sparse.eye_array(3, 4)
         check_form(sharded.partition(few, mesh, "rows"))
-        none = sharded.partition(scipy.sparse.coo_array((5, 4)), mesh, "rows")
+        none = sharded.partition(coo_array((5, 4)), mesh, "rows")
         assert (none.capacity, host(none.nnz).tolist()) == (1, [0] * 8)
         check_form(none)
 
@@ -118,36 +114,16 @@ class TestPartition:
         [
             ({"mesh": None}, TypeError, "`mesh` must be a `jax.sharding.Mesh`, got NoneType"),
             ({"axis": 0}, TypeError, "`axis` must be the name of a mesh axis, or a tuple of names; got 0"),
-            (
-                {"axis": "columns"},
-                ValueError,
-                r"`axis` must name axes of the mesh, which are \('rows',\); got 'columns'",
-            ),
+            ({"axis": "x"}, ValueError, r"`axis` must name axes of the mesh, which are \('rows',\); got 'x'"),
             ({"axis": ("rows", "rows")}, ValueError, "`axis` must name axes of the mesh"),
             ({"capacity": 3}, ValueError, r"`capacity` must be at least \d+, the number of entries in shard \d; got 3"),
             ({"capacity": 0}, ValueError, "`capacity` must be positive, got 0"),
             ({"capacity": 1.5}, TypeError, "`capacity` must be an int or None, got 1.5"),
-            (
-                {"row_starts": [0, 40]},
-                ValueError,
-                r"`row_starts` must have shape \(9,\), one more than shards; got \(2,\)",
-            ),
-            (
-                {"row_starts": np.arange(9)},
-                ValueError,
-                "`row_starts` must ascend from 0 to 40, the number of rows; got",
-            ),
+            ({"row_starts": [0, 40]}, ValueError, r"`row_starts` must have shape \(9,\), .*; got \(2,\)"),
+            ({"row_starts": np.arange(9)}, ValueError, "`row_starts` must ascend from 0 to 40, .*; got"),
             ({"row_starts": np.linspace(0, 40, 9)}, TypeError, "`row_starts` must be integers, got float64"),
-            (
-                {"operand": np.eye(3)},
-                TypeError,
-                "`operand` must be a BCOO, a BCSR or a SciPy matrix, got ndarray; `BCOO.fromdense` converts",
-            ),
-            (
-                {"operand": CSR.fromdense(np.eye(3))},
-                TypeError,
-                r"`operand` must be a BCOO, .*, got CSR; `BCOO.fromdense\(x.todense\(\)\)` converts it",
-            ),
+            ({"operand": np.eye(3)}, TypeError, "`operand` must be a BCOO, .*, got ndarray; `BCOO.fromdense` converts"),
+            ({"operand": CSR.fromdense(np.eye(3))}, TypeError, r".*, got CSR; `BCOO.fromdense\(x.todense\(\)\)` conv"),
         ],
     )
     def test_faults_are_named(self, matrix, mesh, arguments, error, message):
@@ -168,16 +144,16 @@ class TestPartition:
         batched = as_bcoo(matrix.indices[None], matrix.data[None], (1, *SHAPE))
         with pytest.raises(ValueError, match="`operand` must have n_batch 0 and rows; got n_batch 1"):
             sharded.partition(batched, mesh, "rows")
-        large = scipy.sparse.coo_array((np.ones(1), ([2**31], [0])), shape=(2**31 + 1, 1))
+        large = coo_array((np.ones(1), ([2**31], [0])), shape=(2**31 + 1, 1))
         with pytest.raises(ValueError, match=r"`operand.shape` must not exceed 2147483647.*cast the indices to uint32"):
             sharded.partition(large, mesh, "rows")
-        wide = scipy.sparse.coo_array((np.array([2**40]), ([0], [0])), shape=(1, 1))
+        wide = coo_array((np.array([2**40]), ([0], [0])), shape=(1, 1))
         with pytest.raises(ValueError, match=r"`operand.data` must fit int32, got .*1099511627776"):
             sharded.partition(wide, mesh, "rows")
 
     def test_rows_beyond_int32_with_x64(self, mesh, x64):
         rows = np.array([1, 2**32, 2**33 - 1])
-        matrix = scipy.sparse.coo_array((np.array([1, 2, 2**40]), (rows, [0, 1, 2])), shape=(2**33, 3))
+        matrix = coo_array((np.array([1, 2, 2**40]), (rows, [0, 1, 2])), shape=(2**33, 3))
         x = sharded.partition(matrix, mesh, "rows")
         assert (x.indices.dtype, x.row_starts.dtype, x.data.dtype) == (np.int64,) * 3
         total = sharded.add(x, x, assume_canonical=True)
@@ -222,25 +198,17 @@ class TestFromShards:
     @pytest.mark.parametrize(
         ("load", "error", "message"),
         [
+            (lambda start, stop: coo_array((stop, 30)), ValueError, r"`load\(5, 10\)` must have shape \(5, 30\)"),
+            (lambda start, stop: np.zeros((5, 30)), TypeError, r"`load\(0, 5\)` must be a BCOO, a BCSR or a SciPy"),
             (
-                lambda start, stop: scipy.sparse.coo_array((stop, 30)),
-                ValueError,
-                r"`load\(5, 10\)` must have shape \(5, 30\)",
-            ),
-            (
-                lambda start, stop: np.zeros((stop - start, 30)),
-                TypeError,
-                r"`load\(0, 5\)` must be a BCOO, a BCSR or a SciPy",
-            ),
-            (
-                lambda start, stop: scipy.sparse.coo_array((stop - start, 30), dtype=np.float32 if start else np.int32),
+                lambda start, stop: coo_array((5, 30), dtype=np.float32 if start else np.int32),
                 ValueError,
                 "`load` must return all shards in the same dtypes .*; shard 1 differs from shard 0",
             ),
             (
-                scipy.sparse.eye_array(3),
+                coo_array((3, 3)),
                 TypeError,
-                "`load` must be a function of two row numbers, got dia_array; `partition` takes a whole matrix",
+                "`load` must be a function .*, got coo_array; `partition` takes a whole",
             ),
         ],
     )
@@ -248,13 +216,6 @@ class TestFromShards:
     def test_faults_are_named(self, mesh, load, error, message, capacity):
         with pytest.raises(error, match=message):
             sharded.from_shards(load, SHAPE, mesh, "rows", capacity=capacity)
-
-    def test_a_shard_that_does_not_fit_is_named(self, matrix, mesh):
-        rows = canonical(matrix)
-        starts = np.arange(9) * 5
-        counts = np.diff(rows.indptr[starts])
-        with pytest.raises(ValueError, match=f"must be at least {counts.max()}.* in shard {counts.argmax()}; got 10"):
-            sharded.from_shards(lambda start, stop: rows[start:stop], SHAPE, mesh, "rows", capacity=10)
 
     def test_an_exception_of_the_loader_passes_through(self, mesh):
         with pytest.raises(FileNotFoundError, match="shard-0"):
@@ -283,7 +244,7 @@ def overwrite(*arrays):
         array[...] = 3
 
 
-@pytest.mark.parametrize("form", [BCOO, scipy.sparse.coo_array])
+@pytest.mark.parametrize("form", [BCOO, coo_array])
 @pytest.mark.parametrize("capacity", [None, 5])
 def test_what_the_caller_owns_may_be_overwritten(mesh, form, capacity):
     data, places, starts = aligned(np.ones(40, np.float32)), np.arange(40, dtype=np.int32), aligned(EVEN)
@@ -300,7 +261,7 @@ def test_what_the_caller_owns_may_be_overwritten(mesh, form, capacity):
 @pytest.mark.parametrize("capacity", [None, 5])
 def test_a_loader_may_use_one_buffer(mesh, capacity):
     places = np.arange(5, dtype=np.int32)
-    buffer = scipy.sparse.coo_array((aligned(np.ones(5, np.float32)), (aligned(places), aligned(places))), (5, 40))
+    buffer = coo_array((aligned(np.ones(5, np.float32)), (aligned(places), aligned(places))), (5, 40))
 
     def load(start, _):
         buffer.data[...] = start

@@ -134,8 +134,6 @@ def test_faults_are_named(operands, values):
         plan(*values[:2], host(values[0])[1:])
     with pytest.raises(ValueError, match=r"3 operands of the plan, got 1; unpack the list, `plan\(\*values\)`"):
         plan(values)
-    with pytest.raises(ValueError, match="`data` must have one row for each row of `indices`"):
-        plan.with_data(jnp.ones(3))
 
 
 def test_operands_are_not_values(operands, values):
