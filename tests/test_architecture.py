@@ -15,7 +15,7 @@ MODULES = [
     *("_types", "_concrete", "_arguments", "_auto_axes", "_checkify", "_batching", "_keys", "_data_checks"),
     *("_host", "_cpu", "_tpu", "_gpu", "_platforms", "_union", "_values", "_threshold", "_sum"),
     *("_containers", "_plan", "_sparse_add_grad", "_sparse_add", "_weights", "_add"),
-    *("sharded._mesh", "sharded._saving", "sharded._operand", "sharded._validation", "sharded._sum"),
+    *("sharded._mesh", "sharded._saving", "sharded._operand", "sharded._sum"),
     *("sharded._balance", "sharded._loading", "sharded._plan", "sharded._add", "sharded._repartition"),
     *("sharded", "_serialization", ""),
 ]

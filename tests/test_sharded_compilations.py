@@ -20,10 +20,6 @@ def add(x, y):
     return sharded.add(x, y, assume_canonical=True)
 
 
-def add_one(x, _):
-    return sharded.add_n([x], assume_canonical=True)
-
-
 def add_by_plan(x, y):
     plan = sharded.plan_sparse_add(x, y, assume_canonical=True)
     return plan.with_data(plan(x.data, y.data))
@@ -38,8 +34,7 @@ def add_to_dense(x, _):
 
 
 @pytest.mark.parametrize(
-    "function",
-    [add_by_plan, *(pytest.param(each, marks=pytest.mark.slow) for each in (add, add_one, move, add_to_dense))],
+    "function", [add, *(pytest.param(each, marks=pytest.mark.slow) for each in (add_by_plan, move, add_to_dense))]
 )
 def test_sums_and_gradients_compile_once(operands, function):
     x, y = operands

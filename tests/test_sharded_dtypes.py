@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from helpers.meshes import mesh_of
-from helpers.shards import as_bcoo, host, spread
+from helpers.shards import EVEN, as_bcoo, host, spread
 from jax_sparse_grad import sharded
 
-OTHERS = ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"]
+OTHERS = ["int8", "uint32", "uint64"]
 WIDE = ["int64", "uint64"]
 
 
@@ -71,16 +71,13 @@ def test_rows_at_both_ends_of_a_dtype(dtype, mesh):
     assert rows_of(total) == [(row, value + 1) for row, value in expected]
 
 
-@pytest.mark.slow
 def test_a_scan_carries_what_was_added_and_moved():
     indices = np.arange(40, dtype=np.int8)[:, None]
-    x, y = spread([as_bcoo(indices, np.ones(40, np.float32), (40,))] * 2, capacity=40)
-    even = np.arange(9) * 5
+    matrix = as_bcoo(indices, np.ones(40, np.float32), (40,))
+    (x,), (y,) = (spread([matrix], row_starts=starts, capacity=40) for starts in ([0, 3, *[40] * 7], EVEN))
 
     def step(total, _):
-        moved = sharded.repartition(total, even)
-        back = sharded.repartition(moved, y.row_starts)
-        return sharded.add(back, y, capacity=40, assume_canonical=True), None
+        return sharded.add(sharded.repartition(total, EVEN), y, capacity=40, assume_canonical=True), None
 
     total = jax.jit(lambda x: jax.lax.scan(step, x, length=3)[0])(x)
     assert total.indices.dtype == np.int8
@@ -89,10 +86,9 @@ def test_a_scan_carries_what_was_added_and_moved():
 
 def test_indices_of_two_dtypes_are_added_in_their_common_one():
     matrices = [as_bcoo(np.arange(40, dtype=dtype)[:, None], np.ones(40, np.float32), (40,)) for dtype in ("i1", "u1")]
-    x, y = spread(matrices)
-    for total in (sharded.add(x, y, assume_canonical=True), sharded.add(y, x, assume_canonical=True)):
-        assert (total.indices.dtype, total.row_starts.dtype) == (np.int16, np.int16)
-        assert rows_of(total) == [(row, 2.0) for row in range(40)]
+    total = sharded.add(*spread(matrices), assume_canonical=True)
+    assert (total.indices.dtype, total.row_starts.dtype) == (np.int16, np.int16)
+    assert rows_of(total) == [(row, 2.0) for row in range(40)]
 
 
 def test_bad_rows_of_unsigned_indices_are_shown_as_they_are(mesh):

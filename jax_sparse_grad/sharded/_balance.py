@@ -1,6 +1,6 @@
-"""Where to cut the rows so that no device has more to merge than necessary.
+"""Matrices on the host: their entries, and where to cut their rows so that no device has more than necessary.
 
-On the host, everything is numpy, and no array is as long as there are rows.
+Everything is numpy, and no array is as long as there are rows. What is sharded already is sampled where it lies.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse import BCOO, BCSR
 
-from jax_sparse_grad import _arguments, _keys
+from jax_sparse_grad import _arguments, _containers, _data_checks, _keys
 from jax_sparse_grad._batching import take
-from jax_sparse_grad._concrete import is_concrete
+from jax_sparse_grad._concrete import is_concrete, read
 from jax_sparse_grad._types import HostMatrix
 from jax_sparse_grad.sharded._mesh import Layout, on_shards, read_all
 from jax_sparse_grad.sharded._operand import RowSharded
-from jax_sparse_grad.sharded._validation import host_entries
 
 SAMPLE = 4096  # rows taken from each shard of a `RowSharded` to find cuts, which are exact to 1 / 4096 of a shard
 
@@ -31,8 +31,7 @@ def balanced_row_starts(
 
     Args:
       operands: a BCOO, a BCSR, a SciPy matrix or a `RowSharded`, or a list or tuple of these with equal numbers of
-        rows. All their entries count together, because a sum merges all of them. If no process has all entries, use a
-        sample: the cuts of every hundredth entry are those of all, up to the sampling error.
+        rows. All their entries count together. If no process has all of them, a sample will do: every hundredth entry.
       shards: the number of shards. By default that of a `RowSharded` among the operands.
 
     Returns:
@@ -47,12 +46,12 @@ def balanced_row_starts(
 
     Example:
       >>> import numpy as np, jax_sparse_grad as jsg
-      >>> from jax.experimental.sparse import BCOO
-      >>> skewed = BCOO.fromdense(np.array([[1., 1., 1., 1.], [1., 1., 1., 0.], [1., 0., 0., 0.], [0., 1., 0., 0.]]))
+      >>> from scipy.sparse import coo_array
+      >>> skewed = coo_array(np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]))
       >>> jsg.sharded.balanced_row_starts(skewed, 2).tolist()
       [0, 1, 4]
 
-    Mirrors the one-dimensional partitioning of sparse matrices ("chains on chains"), solved exactly.
+    This is the one-dimensional partitioning of sparse matrices ("chains on chains"), solved exactly.
     """
     listed = operands if isinstance(operands, list | tuple) else [operands]
     if not listed:
@@ -67,7 +66,10 @@ def balanced_row_starts(
             if not is_concrete(operand.indices):
                 raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
             count = operand.shards if count is None else count
-            (sample, weight), size = _sample_rows(operand), operand.shape[0]
+            sampled, nnz = (read_all(each) for each in _sample(operand.layout, None, None, operand.indices))
+            # Each sampled row stands for as many entries as all others of its shard.
+            sample, weight = sampled[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
+            size = operand.shape[0]
         else:
             indices, _, (size, *_) = host_entries(name, operand)
             sample, weight = indices[:, 0], np.full(len(indices), SAMPLE, np.int64)
@@ -81,14 +83,41 @@ def balanced_row_starts(
     return balance(np.concatenate(rows), np.concatenate(weights), sizes[0], count)
 
 
-def _sample_rows(x: RowSharded) -> tuple[np.ndarray, np.ndarray]:
-    """`SAMPLE` rows of each shard, and the number of entries that each of them stands for, times `SAMPLE`."""
-    rows, nnz = (read_all(each) for each in _sample(x.layout, None, None, x.indices))
-    return rows[np.repeat(nnz > 0, SAMPLE)], np.repeat(nnz[nnz > 0].astype(np.int64), SAMPLE)
+def host_entries(name: str, operand: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """The index rows `[nnz, ndims]`, values `[nnz, *dense]` and shape of a BCOO, a BCSR or a SciPy matrix, in numpy.
+
+    Padding is left out, that is, as everywhere in JAX, any row with an index beyond the shape.
+    """
+    if not is_concrete(operand):
+        raise TypeError(f"`{name}` must be concrete, got a traced array; call this outside of `jit`")
+    shape = tuple(operand.shape) if hasattr(operand, "shape") else ()
+    if isinstance(operand, BCOO | BCSR):
+        n_batch, n_sparse = _containers.common_layout({name: operand})
+        if n_batch or not n_sparse:
+            raise ValueError(f"`{name}` must have n_batch 0 and rows; got n_batch {n_batch} and n_sparse {n_sparse}")
+        indices, values = read(_containers.indices_of(name, operand)), read(operand.data)
+    elif hasattr(operand, "tocoo"):
+        coordinates = operand.tocoo()
+        indices = np.stack(coordinates.coords, axis=1).astype(_containers.index_dtype(shape))
+        values = _arguments.as_host_array(f"{name}.data", coordinates.data)
+    else:
+        remedy = ""
+        if isinstance(operand, jax.Array | np.ndarray):
+            remedy = "; `BCOO.fromdense` converts an array"
+        elif hasattr(operand, "todense"):
+            remedy = "; `BCOO.fromdense(x.todense())` converts it"
+        raise TypeError(f"`{name}` must be a BCOO, a BCSR or a SciPy matrix, got {_arguments.kind_of(operand)}{remedy}")
+    _arguments.as_numeric(f"{name}.data", values[:0])
+    sizes = shape[: indices.shape[1]]
+    _arguments.check_sizes_fit(f"{name}.shape", sizes, indices.dtype)
+    _data_checks.check_rows(f"{name}.indices", indices, None)
+    inside = _keys.is_entry(indices, sizes)
+    return (indices, values, shape) if inside.all() else (indices[inside], values[inside], shape)
 
 
 @on_shards
 def _sample(layout: Layout, _: None, __: None, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`SAMPLE` rows of each shard, at equal distances, and its number of entries."""
     entries = _keys.is_entry(rows, layout.shape)
     nnz = jnp.sum(entries, dtype=jnp.int32)
     # The rows of entries come first, sorted, even if padding lies between them.
@@ -101,7 +130,7 @@ def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> 
     """The starts of `shards` ranges of rows, the heaviest of which is as light as possible; `[shards + 1]`.
 
     Rows may be in any order, with repetitions; their weights are whole numbers. The smallest bound that greedily filled
-    ranges can keep is found by bisection: each trial takes one binary search per range.
+    ranges can keep is found by bisection.
     """
     distinct, place = np.unique(rows.astype(starts_dtype(n_rows), copy=False), return_inverse=True)
     through = np.zeros(len(distinct) + 1, np.int64)  # the weight of all distinct rows before each
@@ -123,11 +152,6 @@ def balance(rows: np.ndarray, weights: np.ndarray, n_rows: int, shards: int) -> 
     starts: np.ndarray = np.append(distinct, np.asarray(n_rows, distinct.dtype))[cut(low)]
     starts[0] = 0
     return starts
-
-
-def even_starts(n_rows: int, shards: int) -> np.ndarray:
-    """The starts of `shards` ranges with equally many rows, as far as possible."""
-    return np.array([n_rows * k // shards for k in range(shards + 1)], starts_dtype(n_rows))
 
 
 def starts_dtype(n_rows: int) -> np.dtype:

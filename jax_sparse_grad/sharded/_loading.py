@@ -1,7 +1,4 @@
-"""From the host to the devices: where to cut the rows, and putting shard after shard in its place.
-
-On the host, everything is numpy, and no array is as long as there are rows.
-"""
+"""From the host to the devices: matrices that are cut by rows, and putting shard after shard in its place."""
 
 from __future__ import annotations
 
@@ -16,10 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_sparse_grad import _arguments, _containers, _keys
 from jax_sparse_grad._types import HostMatrix, RowStarts, Shape
-from jax_sparse_grad.sharded._balance import as_row_starts, balance, even_starts
+from jax_sparse_grad.sharded._balance import as_row_starts, balance, host_entries
 from jax_sparse_grad.sharded._mesh import Axis, Device, Layout, from_host, read_all
-from jax_sparse_grad.sharded._operand import RowSharded
-from jax_sparse_grad.sharded._validation import as_capacity, as_mesh_and_axis, check_capacity, host_entries
+from jax_sparse_grad.sharded._operand import RowSharded, as_capacity, check_capacity
+
+Rows = tuple[np.ndarray, np.ndarray]
+"""Index rows, numbered as in the whole matrix, and values: in lexicographic order."""
 
 
 def partition(
@@ -33,14 +32,12 @@ def partition(
     """Spread the rows of a sparse matrix or tensor over an axis of a device mesh.
 
     Args:
-      operand: a BCOO (without batch dimensions), a BCSR or a SciPy matrix or array, concrete. Index rows beyond the
-        shape are padding, as everywhere in JAX, and are left out. In a program of several processes, each must give the
-        same operand, and puts the shards of its own devices there (`from_shards` needs less memory).
+      operand: a BCOO (without batch dimensions), a BCSR or a SciPy matrix or array, concrete; the same in all processes
+        (`from_shards` needs less memory). Index rows beyond the shape are padding, and are left out.
       mesh: a `jax.sharding.Mesh`.
       axis: the name of one of its axes, or a tuple of names.
-      row_starts: `[shards + 1]`, the first row of each shard, followed by the number of rows. By default chosen to
-        balance the entries of this operand. Operands that are to be added need the same: `balanced_row_starts([x, y],
-        shards)`.
+      row_starts: `[shards + 1]`, the first row of each shard, followed by the number of rows. By default they balance
+        this operand. Operands that are to be added need the same: `balanced_row_starts([x, y], shards)`.
       capacity: the number of elements that each shard stores, static. By default as many as the fullest shard needs.
         Give it if the pattern will change, so that functions are not compiled again.
 
@@ -53,25 +50,24 @@ def partition(
         entries than `capacity` (the error says which shard); `axis` is not one of the mesh's.
 
     Example:
-      >>> import jax, numpy as np, jax_sparse_grad as jsg
-      >>> from jax.experimental.sparse import BCOO
-      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-      >>> x = jsg.sharded.partition(BCOO.fromdense(np.tril(np.ones((40, 40)))), mesh, "rows")
-      >>> bool(x.nnz.max() < 1.5 * x.nnz.mean()), int(x.row_starts[-1])
-      (True, 40)
+      >>> import jax, jax_sparse_grad as jsg
+      >>> from scipy.sparse import eye_array
+      >>> x = jsg.sharded.partition(eye_array(16), jax.sharding.Mesh(jax.devices(), "rows"), "rows")
+      >>> sum(x.nnz.tolist()), x.row_starts.tolist()[-1]
+      (16, 16)
 
     Mirrors `jax.device_put` with a `NamedSharding`, but cuts by rows instead of entries.
     """
     if isinstance(operand, RowSharded):
         raise TypeError("`operand` must be on one device or the host, got a `RowSharded`; `repartition` moves its rows")
-    mesh, axis = as_mesh_and_axis(mesh, axis)
+    mesh, axis = _as_mesh_and_axis(mesh, axis)
     indices, values, shape = host_entries("operand", operand)
     indices, values = _in_order(indices, values)
     layout = Layout(shape, mesh, axis)
     if row_starts is None:
         row_starts = balance(indices[:, 0], np.ones(len(indices), np.int64), shape[0], layout.shards)
 
-    def load(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(start: int, stop: int) -> Rows:
         here = slice(*np.searchsorted(indices[:, 0], np.array([start, stop], indices.dtype)))
         return indices[here], values[here]
 
@@ -94,12 +90,12 @@ def from_shards(
         start` rows, numbered from 0 (like the slice `matrix[start:stop]`). It is called once for each shard that has a
         device in this process. All results must have the same dtypes.
       shape: the dense shape of the whole, static.
-      mesh: a `jax.sharding.Mesh`, of one process or of many (`jax.distributed`).
-      axis: the name of one of its axes, or a tuple of names.
-      row_starts: `[shards + 1]`, as for `partition`, and the same in all processes. By default each shard has equally
-        many rows; `repartition` can balance them afterwards.
-      capacity: the number of elements that each shard stores, static. If it is given, only one shard at a time is kept
-        in host memory. By default all shards of this process are, until the fullest shard of all processes is known.
+      mesh: as for `partition`, of one process or of many (`jax.distributed`).
+      axis: as for `partition`.
+      row_starts: as for `partition`, and the same in all processes. By default each shard has equally many rows;
+        `repartition` can balance them afterwards.
+      capacity: as for `partition`. If it is given, only one shard at a time is kept in host memory. By default all
+        shards of this process are, until the fullest shard of all processes is known.
 
     Returns:
       A `RowSharded`, with the entries of each shard in lexicographic order.
@@ -110,14 +106,12 @@ def from_shards(
         `capacity`. An error in one process, also an exception in `load`, raises in all of them.
 
     Example:
-      >>> import jax, numpy as np, jax_sparse_grad as jsg
-      >>> from jax.experimental.sparse import BCOO
-      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-      >>> def load(start, stop):  # a band of ones
-      ...     return BCOO.fromdense(np.eye(32, dtype=np.float32)[start:stop], nse=stop - start)
-      >>> x = jsg.sharded.from_shards(load, (32, 32), mesh, "rows")
-      >>> int(x.nnz.sum()), x.matrix.todense().trace().item()
-      (32, 32.0)
+      >>> import jax, jax_sparse_grad as jsg
+      >>> from scipy.sparse import eye_array
+      >>> load = lambda start, stop: eye_array(stop - start, 16, k=start)  # a part of the diagonal
+      >>> x = jsg.sharded.from_shards(load, (16, 16), jax.sharding.Mesh(jax.devices(), "rows"), "rows")
+      >>> x.data.tolist() == [1.0] * 16
+      True
 
     Mirrors `jax.make_array_from_callback`.
     """
@@ -128,10 +122,10 @@ def from_shards(
         )
     if not whole:
         raise ValueError("`shape` must have rows, got ()")
-    mesh, axis = as_mesh_and_axis(mesh, axis)
+    mesh, axis = _as_mesh_and_axis(mesh, axis)
     layout = Layout(whole, mesh, axis)
 
-    def load_rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def load_rows(start: int, stop: int) -> Rows:
         name, rows = f"load({start}, {stop})", (stop - start, *whole[1:])
         indices, values, loaded = host_entries(name, load(start, stop))
         if loaded != rows:
@@ -143,23 +137,40 @@ def from_shards(
         indices[:, 0] += np.asarray(start, dtype)
         return indices, values
 
-    starts = even_starts(whole[0], layout.shards) if row_starts is None else row_starts
-    return _put_shards(load_rows, layout, starts, as_capacity(capacity))
+    if row_starts is None:
+        row_starts = [whole[0] * shard // layout.shards for shard in range(layout.shards + 1)]
+    return _put_shards(load_rows, layout, row_starts, as_capacity(capacity))
+
+
+def _as_mesh_and_axis(mesh: Any, axis: Any) -> tuple[Mesh, Axis]:
+    """A mesh of devices, and one or several of its axes, by name."""
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"`mesh` must be a `jax.sharding.Mesh`, got {type(mesh).__name__}")
+    names = (axis,) if isinstance(axis, str) else axis
+    if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`axis` must be the name of a mesh axis, or a tuple of names; got {axis!r}")
+    if not set(names) <= set(mesh.axis_names) or len(set(names)) < len(names):
+        raise ValueError(f"`axis` must name axes of the mesh, which are {mesh.axis_names}; got {axis!r}")
+    return mesh, names[0] if len(names) == 1 else names
+
+
+def _in_order(indices: np.ndarray, values: np.ndarray) -> Rows:
+    """Entries in lexicographic order; equal ones keep their order."""
+    rows: Any = indices
+    before, after = (_keys.columns_as_words(each) for each in (rows[:-1], rows[1:]))
+    if not _keys.is_less(after, before).any():
+        return indices, values
+    order = np.lexsort(indices.T[::-1])
+    return indices[order], values[order]
 
 
 _FAILED = -1  # instead of a number of entries
 
 
 def _put_shards(
-    load: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
-    layout: Layout,
-    row_starts: RowStarts,
-    capacity: int | None,
+    load: Callable[[int, int], Rows], layout: Layout, row_starts: RowStarts, capacity: int | None
 ) -> RowSharded:
-    """Load each shard of this process: its index rows, numbered as in the whole, and its values, in order.
-
-    The shape of the layout may include dense dimensions.
-    """
+    """Load each shard of this process, and put it on its devices. The layout's shape may have dense dimensions."""
     shape, mesh, axis = layout
     starts = as_row_starts(row_starts, shape[0], layout.shards)
     sharding = NamedSharding(mesh, PartitionSpec(axis))
@@ -171,11 +182,10 @@ def _put_shards(
     failure = None
     try:
         for shard in sorted(devices):
-            piece = load(int(starts[shard]), int(starts[shard + 1]))
-            facts[shard] = len(piece[0]), _kind_of(*piece)
-            if capacity is None or len(piece[0]) > capacity:
-                pieces[shard] = piece
-            else:
+            pieces[shard] = piece = load(int(starts[shard]), int(starts[shard + 1]))
+            described = f"{piece[0].dtype} {piece[1].dtype} {piece[1].shape[1:]}"
+            facts[shard] = len(piece[0]), zlib.crc32(described.encode()) >> 1  # to fit int32
+            if capacity is not None and len(piece[0]) <= capacity:
                 pieces[shard] = _put(piece, capacity, shape, devices[shard])
     except Exception as error:
         failure = error
@@ -198,11 +208,11 @@ def _put_shards(
     if capacity is None:
         pieces = {shard: _put(piece, size, shape, devices[shard]) for shard, piece in pieces.items()}
 
-    def whole(parts: list[jax.Array]) -> jax.Array:
+    def join(parts: list[jax.Array]) -> jax.Array:
         rows = layout.shards * size
         return jax.make_array_from_single_device_arrays((rows, *parts[0].shape[1:]), sharding, parts)
 
-    indices, data = (whole([array for piece in pieces.values() for array in piece[part]]) for part in (0, 1))
+    indices, data = (join([array for piece in pieces.values() for array in piece[part]]) for part in (0, 1))
     return RowSharded(
         data,
         indices,
@@ -213,15 +223,7 @@ def _put_shards(
     )
 
 
-def _kind_of(indices: np.ndarray, values: np.ndarray) -> int:
-    """A number that identifies what all shards must have in common."""
-    described = f"{indices.dtype} {values.dtype} {values.shape[1:]}"
-    return zlib.crc32(described.encode()) & np.iinfo(np.int32).max
-
-
-def _put(
-    piece: tuple[np.ndarray, np.ndarray], capacity: int, shape: tuple[int, ...], devices: Sequence[Device]
-) -> list[list[jax.Array]]:
+def _put(piece: Rows, capacity: int, shape: tuple[int, ...], devices: Sequence[Device]) -> list[list[jax.Array]]:
     """The index rows and values of a shard, followed by padding, on each of its devices."""
     on_devices = []
     for array, filler in zip(piece, (shape[: piece[0].shape[1]], 0), strict=True):
@@ -230,13 +232,3 @@ def _put(
         with jax.ensure_compile_time_eval():  # concrete inside `jit` too
             on_devices.append([jax.device_put(padded, device) for device in devices])
     return on_devices
-
-
-def _in_order(indices: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Entries in lexicographic order; equal ones keep their order."""
-    rows: Any = indices
-    before, after = (_keys.columns_as_words(each) for each in (rows[:-1], rows[1:]))
-    if not _keys.is_less(after, before).any():
-        return indices, values
-    order = np.lexsort(indices.T[::-1])
-    return indices[order], values[order]

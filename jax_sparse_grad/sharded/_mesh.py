@@ -34,32 +34,32 @@ class Layout(NamedTuple):
 
 
 def on_shards(
-    function: Callable[[Layout, Any, R, S], T], *, replicated: bool = False
+    function: Callable[[Layout, Any, R, S], T], *, everywhere: bool = False
 ) -> Callable[[Layout, Any, R, S], T]:
-    """`function(layout, static, same, own)`, compiled, on every device.
+    """`function(layout, static, replicated, sharded)`, compiled, on every device.
 
-    `same` are arrays that are replicated, `own` those that are sharded: the function is given, and returns, its own
-    shard. If `replicated`, results are the same on all devices instead. Results of concrete arrays are concrete.
+    Of the arrays in `sharded`, the function is given its own shard, and it returns its shard of the results; or, if
+    `everywhere`, results that are equal on all devices. Results of concrete arrays are concrete.
     """
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     @functools.wraps(function)
-    def compiled(layout: Layout, static: Any, same: R, own: S) -> T:
-        sharded, everywhere = PartitionSpec(layout.axis), PartitionSpec()
+    def compiled(layout: Layout, static: Any, replicated: R, sharded: S) -> T:
+        divided, whole = PartitionSpec(layout.axis), PartitionSpec()
         if AxisType.Explicit in layout.mesh.axis_types:  # `shard_map` then accepts only what is divided already
-            own = jax.tree.map(lambda leaf: reshard(leaf, NamedSharding(layout.mesh, sharded)), own)
+            sharded = jax.tree.map(lambda leaf: reshard(leaf, NamedSharding(layout.mesh, divided)), sharded)
         mapped: Callable[[R, S], T] = jax.shard_map(
             functools.partial(function, layout, static),
             mesh=layout.mesh,
-            in_specs=(everywhere, sharded),
-            out_specs=everywhere if replicated else sharded,
+            in_specs=(whole, divided),
+            out_specs=whole if everywhere else divided,
         )
-        return mapped(same, own)
+        return mapped(replicated, sharded)
 
-    def call(layout: Layout, static: Any, same: R, own: S) -> T:
-        if is_concrete(same, own):
-            return outside_of_trace(lambda: compiled(layout, static, same, own))
-        return compiled(layout, static, same, own)
+    def call(layout: Layout, static: Any, replicated: R, sharded: S) -> T:
+        if is_concrete(replicated, sharded):
+            return outside_of_trace(lambda: compiled(layout, static, replicated, sharded))
+        return compiled(layout, static, replicated, sharded)
 
     return call
 

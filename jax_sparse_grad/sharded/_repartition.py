@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import SupportsIndex
 
 import jax
@@ -18,9 +17,8 @@ from jax_sparse_grad._keys import NONE
 from jax_sparse_grad._types import RowStarts
 from jax_sparse_grad.sharded._balance import as_row_starts, balanced_row_starts
 from jax_sparse_grad.sharded._mesh import Layout, from_host, on_shards, read_all
-from jax_sparse_grad.sharded._operand import RowSharded
+from jax_sparse_grad.sharded._operand import RowSharded, as_capacity, as_sharded, check_capacity, common_layout
 from jax_sparse_grad.sharded._sum import check_rows
-from jax_sparse_grad.sharded._validation import as_capacity, as_sharded, check_capacity, layout_of_all
 
 
 def repartition(
@@ -45,29 +43,24 @@ def repartition(
     Raises:
       TypeError: an argument has the wrong type; `row_starts` is not given although indices are traced.
       ValueError: `row_starts` does not ascend from 0 to the number of rows; a shard needs more than `capacity` (the
-        error says which shard); indices lie outside the shape. Under `jit` nothing is raised, not even by `checkify`:
-        indices outside the shape are left out, and a shard that overflows is poisoned.
+        error says which shard); indices lie outside the shape. Under `jit` nothing is raised: indices outside the shape
+        are left out, and a shard that overflows is poisoned.
 
     Example:
-      >>> import jax, numpy as np, jax_sparse_grad as jsg
-      >>> from jax.experimental.sparse import BCOO
-      >>> mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-      >>> even = [32 * k // jax.device_count() for k in range(jax.device_count() + 1)]
-      >>> skewed = BCOO.fromdense(np.tril(np.ones((32, 32), np.float32)))
-      >>> x = jsg.sharded.partition(skewed, mesh, "rows", row_starts=even)
-      >>> y = jsg.sharded.repartition(x)
-      >>> int(y.nnz.max()) <= int(x.nnz.max()), bool((x.matrix.todense() == y.matrix.todense()).all())
-      (True, True)
+      >>> import jax, jax_sparse_grad as jsg
+      >>> from scipy.sparse import eye_array
+      >>> x = jsg.sharded.partition(eye_array(16), jax.sharding.Mesh(jax.devices(), "rows"), "rows")
+      >>> all_in_the_last = [0] * x.shards + [16]
+      >>> jsg.sharded.repartition(x, all_in_the_last).nnz.tolist()[-1]
+      16
 
-    Works under all of JAX's transformations; the gradient with respect to `x.data` takes the same way back. If indices
-    are traced, the blocks of a shard can hold all of its entries for each of the others, `shards` times its capacity.
-    If they are concrete, only the largest flow between two shards.
-
-    Mirrors no operation of JAX: `jax.device_put` moves slots, not rows.
+    Works under all of JAX's transformations; the gradient with respect to `x.data` takes the same way back. In between,
+    each shard holds a block for each of the others, with as many elements as the largest flow between two shards; if
+    indices are traced, with all its capacity. (`jax.device_put` moves slots, not rows.)
     """
     as_sharded("x", x)
     size = as_capacity(capacity)
-    layout = layout_of_all({"x": x})
+    layout = common_layout({"x": x})
     indices, data = _arguments.as_integers("x.indices", x.indices), _arguments.as_numeric("x.data", x.data)
     if row_starts is None:
         if not is_concrete(indices):
@@ -93,8 +86,7 @@ def repartition(
 @on_shards
 def _count_flows(layout: Layout, _: None, row_starts: jax.Array, rows: jax.Array) -> jax.Array:
     """How many entries of this shard go to each shard."""
-    counts = jnp.zeros(layout.shards + 1, jnp.int32)
-    return counts.at[_destinations(layout, row_starts, rows)].add(1)[:-1]
+    return _count(layout, _destinations(layout, row_starts, rows))[:-1]
 
 
 def _destinations(layout: Layout, row_starts: jax.Array, rows: jax.Array) -> jax.Array:
@@ -103,53 +95,49 @@ def _destinations(layout: Layout, row_starts: jax.Array, rows: jax.Array) -> jax
     return jnp.where(_keys.is_entry(rows, layout.shape), shard, layout.shards)
 
 
+def _count(layout: Layout, shard: jax.Array) -> jax.Array:
+    """How often each shard occurs, and at last how often none does."""
+    return jnp.zeros(layout.shards + 1, jnp.int32).at[shard].add(1)
+
+
 @on_shards
 def _move(
-    layout: Layout, static: tuple[int, int], row_starts: jax.Array, own: tuple[jax.Array, jax.Array]
+    layout: Layout, static: tuple[int, int], row_starts: jax.Array, sharded: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The index rows and values of all shards that lie in the range of this one, and their true number.
 
     `static`: the capacity of a shard afterwards, and the most entries that it can send to any other.
     """
-    (capacity, block), (rows, values) = static, own
+    (capacity, block), (rows, values) = static, sharded
     this, shards = lax.axis_index(layout.axis), layout.shards
-    size, place = shards * block, partial(_place, layout.shape)
+    padding = np.asarray(layout.shape, rows.dtype)[None]
 
-    # Sorted by destination, each entry that leaves goes into the block for it, behind those before it.
-    destination = _destinations(layout, row_starts, rows)
-    order = jnp.argsort(destination, stable=True).astype(jnp.int32)
-    destination, rows = destination[order], rows[order]
-    (values,) = _values.pick(np.int32(len(order)), [order], values)
-    begin = jnp.searchsorted(destination, jnp.arange(shards + 1, dtype=jnp.int32)).astype(jnp.int32)
-    before = jnp.arange(len(order), dtype=jnp.int32) - take(begin, destination)
-    leaves = (destination != this) & (destination < shards) & (before < block)
-    sent = place(size, jnp.int32(size), [jnp.where(leaves, destination * block + before, NONE)], [rows], [values])
+    def place(
+        nse: int, nnz: jax.Array, slots: list[jax.Array], rows: list[jax.Array], values: list[jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Index rows in their slots and padding in all others, and values, poisoned if `nnz` exceeds `nse`."""
+        # Slots that nothing is placed in hold 0.
+        distances = _values.place(nse, jnp.int32(nse), slots, [each - padding for each in rows], dtype=rows[0].dtype)
+        return distances + padding, _values.place(nse, nnz, slots, values, dtype=values[0].dtype)
+
+    # An entry that leaves goes into the block for its shard, behind those before it.
+    destination, size = _destinations(layout, row_starts, rows), shards * block
+    counts = _count(layout, destination)
+    rank = jnp.argsort(jnp.argsort(destination, stable=True)).astype(jnp.int32)
+    before = rank - take(jnp.cumsum(counts) - counts, destination)
+    leaves, stays = (destination != this) & (destination < shards), destination == this
+    slots = [jnp.where(leaves, destination * block + before, NONE)]
+    sent = place(size, jnp.int32(size), slots, [rows], [values])
     came_rows, came_values = (lax.all_to_all(each, layout.axis, 0, 0, tiled=True) for each in sent)
 
     # What came goes behind all that came from lower shards, whose rows were lower, and so does what stayed.
-    came, stays = _keys.is_entry(came_rows, layout.shape), destination == this
-    counts = jnp.sum(came.reshape(shards, block), axis=1, dtype=jnp.int32)
-    counts = jnp.where(jnp.arange(shards) == this, jnp.sum(stays, dtype=jnp.int32), counts)
-    begin, nnz = jnp.cumsum(counts) - counts, jnp.sum(counts, dtype=jnp.int32)
     position = jnp.arange(size, dtype=jnp.int32)
+    source = jnp.where(_keys.is_entry(came_rows, layout.shape), position // block, shards)
+    counts = _count(layout, source)[:-1].at[this].set(counts[this])
+    begin, nnz = jnp.cumsum(counts) - counts, jnp.sum(counts)
     slots = [
-        jnp.where(came, take(begin, position // block) + position % block, NONE),
+        jnp.where(source < shards, take(begin, source) + position % block, NONE),
         jnp.where(stays, take(begin, this) + before, NONE),
     ]
     rows, values = place(capacity, nnz, slots, [came_rows, rows], [came_values, values])
     return rows, values, nnz[None]
-
-
-def _place(
-    shape: tuple[int, ...],
-    nse: int,
-    nnz: jax.Array,
-    slots: list[jax.Array],
-    rows: list[jax.Array],
-    values: list[jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """Index rows in their slots and padding in all others, and values, poisoned if `nnz` exceeds `nse`."""
-    padding = np.asarray(shape, rows[0].dtype)[None]
-    # Slots that nothing is placed in hold 0.
-    distances = _values.place(nse, jnp.int32(nse), slots, [each - padding for each in rows], dtype=padding.dtype)
-    return distances + padding, _values.place(nse, nnz, slots, values, dtype=values[0].dtype)

@@ -18,11 +18,8 @@ def describe_layout(layout: Layout) -> dict[str, Any]:
     """Lists, ints and strings from which `layout_of` makes the layout again, in another process too."""
     mesh = layout.mesh
     ids = np.array([device.id for device in mesh.devices.flat]).reshape(mesh.devices.shape)
-    described = {
-        "device_ids": ids.tolist(),
-        "axis_names": list(mesh.axis_names),
-        "axis_types": [kind.name for kind in mesh.axis_types],
-    }
+    types = [kind.name for kind in mesh.axis_types]
+    described = {"device_ids": ids.tolist(), "axis_names": list(mesh.axis_names), "axis_types": types}
     return {"shape": list(layout.shape), "mesh": described, "axis": layout.axis}
 
 
@@ -54,11 +51,7 @@ class _HostArray:
 
 
 class OnMesh:
-    """A dataclass of arrays on a mesh, which can be saved although devices belong to the process.
-
-    In a pickle, arrays are on the host, and the mesh is described by the ids of its devices, by which it is found
-    again.
-    """
+    """A dataclass of arrays on a mesh, which can be saved although devices belong to the process."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     layout: Layout

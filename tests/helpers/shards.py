@@ -1,6 +1,7 @@
 """Meshes, random operands spread over them, and their numpy counterparts."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax_sparse_grad import sharded
 
 SHAPE = (40, 30)
 EVEN = np.arange(9) * SHAPE[0] // 8  # equally many rows in each of eight shards
+CAPACITY = 60  # of all operands, so that those of one rank share programs, however they are cut
 FORM = {"shuffled": True, "duplicates": 3, "padding": 2}  # of random operands
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
 
@@ -41,11 +43,11 @@ def make_mesh(name="one axis", axis_type=AxisType.Auto):
     return mesh, axis, math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
 
 
-def spread(matrices, name="one axis", axis_type=AxisType.Auto, **keywords):
+def spread(matrices, name="one axis", axis_type=AxisType.Auto, *, row_starts=None, capacity=CAPACITY):
     """The matrices on one mesh, their rows cut alike."""
     mesh, axis, shards = make_mesh(name, axis_type)
-    starts = sharded.balanced_row_starts(matrices, shards)
-    return [sharded.partition(x, mesh, axis, row_starts=starts, **keywords) for x in matrices]
+    starts = sharded.balanced_row_starts(matrices, shards) if row_starts is None else row_starts
+    return [sharded.partition(x, mesh, axis, row_starts=starts, capacity=capacity) for x in matrices]
 
 
 def random_matrix(rng, nnz=150, shape=SHAPE, dtype=np.float32, **form):
@@ -98,7 +100,16 @@ def check_form(x, *, canonical=True):
         np.testing.assert_array_equal(rows[len(entries) :], np.tile([shape], (len(rows) - len(entries), 1)))
 
 
-def collectives_in(function, *arguments):
-    """What the compiled program of a function communicates."""
-    text = jax.jit(function).lower(*arguments).compile().as_text()
-    return [word for word in COLLECTIVES if word in text]
+def compile_for(function, *arguments):
+    """The compiled program of a function, and what it communicates: a word for each collective."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return compiled, re.findall(rf"\b({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text())
+
+
+def squares(data):
+    return (data**2).sum()
+
+
+def poisoned(values, shards):
+    """Of which shards all values are NaN."""
+    return [bool(np.isnan(part).all()) for part in np.split(host(values), shards)]
