@@ -255,7 +255,7 @@ def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def as_numeric(name: str, values: Any) -> jax.Array:
-    """A numeric array, of a dtype that has what a sum needs."""
+    """An array of a numeric dtype that can be summed."""
     return as_array(name, values, _check_numeric)
 
 
@@ -306,7 +306,7 @@ def as_plan_values(
 ) -> tuple[tuple[jax.Array, ...], np.dtype]:
     """The values that a plan is called with, for operands of these numbers of entries, and the dtype of their sum.
 
-    `indices` is what the rows of an operand are called after it, for messages.
+    `indices` is appended to the name of an operand where messages mean its rows.
     """
     if len(values) != len(nnz):
         listed = len(values) == 1 and isinstance(values[0], list | tuple)

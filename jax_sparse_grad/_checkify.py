@@ -44,7 +44,7 @@ def check(arrays: T, test: Callable[[Any], tuple[Any, dict[str, Any]]], message:
 
 
 class _CheckedIdentity(jax.extend.core.Primitive):
-    """The identity. `call_jaxpr` is that too, after a check."""
+    """The identity; `call_jaxpr` is the identity too, after a check."""
 
     multiple_results = True
 

@@ -50,9 +50,9 @@ def _as_weight(name: str, weight: Any) -> Weight:
 def in_dtype_of_sum(
     names: Sequence[str], values: Sequence[jax.Array], numbers: Sequence[int], weights: Sequence[Weight]
 ) -> tuple[np.dtype, list[Any]]:
-    """The dtype of the sum of values times their weights, and the weights in this dtype; none if there are none.
+    """The dtype of the sum of values times their weights, and the weights in this dtype, if there are any.
 
-    `numbers` are those of the operands, for messages.
+    `numbers` are the positions of the operands to which the weights belong, for messages.
     """
     if not weights:
         return _arguments.common_dtype(names, values), []

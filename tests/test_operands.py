@@ -62,14 +62,14 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("other", "error", "message"), OTHERS.values(), ids=OTHERS)
-def test_of_an_operand(x, other, error, message):
+def test_a_refused_operand_says_what_to_do(x, other, error, message):
     other = other(x)
     for add in (jsg.add, lambda x, other: jax.jit(lambda: jsg.add(x, other))()):
         with pytest.raises(error, match=message):
             add(x, other)
 
 
-def test_of_arguments(x):
+def test_refused_arguments(x):
     dense = jnp.ones(SHAPE)
     with pytest.raises(TypeError, match="one of the operands must be a BCOO or a BCSR, got only arrays"):
         jsg.add(dense, dense)
@@ -86,7 +86,7 @@ def test_of_arguments(x):
         jsg.add_n([x, random_bcoo(np.random.default_rng(0), ((7, 6), 0, 0))])
 
 
-def test_of_index_dtypes_that_are_too_narrow(x):
+def test_index_dtypes_that_are_too_narrow(x):
     wide = BCSR((x.data, x.indices[:, 1].astype(jnp.int8), jnp.zeros(201, jnp.int8)), shape=(200, 7))
     with pytest.raises(ValueError, match=r"`x.shape` must not exceed 127, the largest index of int8"):
         jsg.add(wide, wide)
@@ -95,7 +95,7 @@ def test_of_index_dtypes_that_are_too_narrow(x):
         jax.jit(jsg.add)(narrow, narrow)
 
 
-def test_of_arrays_that_do_not_fit_together(rng):
+def test_arrays_that_do_not_fit_together(rng):
     x, y = random_bcoo(rng, ((3, *SHAPE), 1, 0)), random_bcsr(rng)
     broken = [
         (x, "data", jnp.ones((3, 5)), r"batch dimensions \(3,\) \(or 1\) and then \(7,\); got shape \(3, 5\)"),
