@@ -1,47 +1,40 @@
-"""What becomes of a user's arguments, and their static checks: types, ranks, shapes, dtypes.
+"""The arguments of public functions: static checks of types, ranks, shapes and dtypes, and conversion to JAX arrays.
 
 Errors are raised while tracing too.
 """
 
 import functools
-import itertools
 import operator
-from array import ArrayType
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+import reprlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jax.core import Tracer
 
 from jax_sparse_grad._concrete import cast, evaluate_if_concrete, is_concrete, read
 from jax_sparse_grad._types import Threshold
 
 MOST_ENTRIES = 2**31 - 1
-"""Entries are counted and placed in int32."""
+"""Entries are counted, and slots numbered, in int32."""
 
-_SYMBOLIC = "sparse sums need static sizes: export the function for each, or for the largest, and pad to that"
-_TRANSPOSED = "; if these are [ndims, nnz], pass their transposes (`.T`)"
+_TRANSPOSED = "if indices are [ndims, nnz], pass their transpose (`.T`)"
 
 
 def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     """A dense shape as a tuple of ints."""
-    shape = unwrap(shape)
-    if isinstance(shape, Iterator):
-        shape = tuple(shape)
     _check_static(name, shape)
     if isinstance(shape, jax.Array):
         shape = read(shape)  # inside `jit`, its elements would be tracers
     try:
-        if isinstance(shape, str | bytes | Mapping | AbstractSet):
-            raise TypeError(f"{type(shape).__name__} is not a sequence of sizes")
-        sizes = tuple(map(_as_int, shape))
+        if isinstance(shape, set | frozenset):
+            raise TypeError("a set has no order")
+        sizes = tuple(map(operator.index, shape))
     except TypeError as error:
         expected = f"`{name}` must be a sequence of ints, such as `(3, 4)` or `x.shape`"
-        raise TypeError(f"{expected}; got {_shown(shape)} ({error})") from None
+        raise TypeError(f"{expected}; got {reprlib.repr(shape)} ({error})") from None
     if any(size < 0 for size in sizes):
         raise ValueError(f"`{name}` must not have negative sizes, got {sizes}")
     return sizes
@@ -53,9 +46,9 @@ def as_nse(nse: Any, name: str = "nse") -> int | None:
         return None
     _check_static(name, nse)
     try:
-        size = _as_int(nse)
+        size = operator.index(nse)
     except TypeError as error:
-        raise TypeError(f"`{name}` must be an int or None, got {_shown(nse)} ({error})") from None
+        raise TypeError(f"`{name}` must be an int or None, got {reprlib.repr(nse)} ({error})") from None
     if not 0 <= size <= MOST_ENTRIES:
         raise ValueError(f"`{name}` must not be negative, nor exceed {MOST_ENTRIES}; got {size}")
     return size
@@ -65,7 +58,7 @@ def as_flag(name: str, flag: Any) -> bool:
     """A static bool."""
     _check_static(name, flag)
     if not isinstance(flag, bool | np.bool_):
-        raise TypeError(f"`{name}` must be a Python bool, got {_shown(flag)}")
+        raise TypeError(f"`{name}` must be a Python bool, got {reprlib.repr(flag)}")
     return bool(flag)
 
 
@@ -75,21 +68,6 @@ def _check_static(name: str, argument: Any) -> None:
             f"`{name}` must be known while tracing, got a traced array; pass a Python value, or mark it static "
             "(`jax.jit(..., static_argnames=...)`)"
         )
-
-
-def _as_int(number: Any) -> int:
-    """Anything that Python accepts as an index, except booleans."""
-    if export.is_symbolic_dim(number):
-        raise TypeError(_SYMBOLIC)
-    if isinstance(number, bool):
-        raise TypeError("bool is not a number here")
-    return operator.index(unwrap(number))
-
-
-def _shown(argument: Any) -> str:
-    """An argument as messages show it: as it is written, or its type if that is long."""
-    written = repr(argument)
-    return written if len(written) < 100 and "\n" not in written else type(argument).__name__
 
 
 def kind_of(argument: Any) -> str:
@@ -104,19 +82,18 @@ def unwrap(array: Any) -> Any:
     return array
 
 
-def as_array(
-    name: str, array: Any, check: Callable[[str, np.dtype], None] | None = None, part: str = "values"
-) -> jax.Array:
-    """Anything array-like as a JAX array, in a dtype that JAX has, if `check(name, dtype)` does not object.
+def as_array(name: str, array: Any, check: Callable[[str, np.dtype], None]) -> jax.Array:
+    """Anything array-like as a JAX array, in a dtype that JAX has, if `check(name, dtype)` raises no error.
 
-    An array that was concrete stays so inside `jit`, no integer changes its value, and no memory is shared with the
-    caller, who may write to it. `part` says what to take from a container instead, values or indices, for messages.
+    A concrete array stays concrete inside `jit`, no integer changes its value, and no memory is shared with the caller,
+    who may write to it.
     """
     array = unwrap(array)
     if not isinstance(array, jax.Array):
-        array = _read(name, array, part)
-    if check is not None:
-        check(name, array.dtype)
+        array = _as_numpy(name, array, "an array")
+    if array.dtype == jax.dtypes.float0:
+        raise TypeError(f"`{name}` must be an array of numbers, got float0, which stands for no gradient")
+    check(name, array.dtype)
     dtype = _canonical(array.dtype)
     if isinstance(array, jax.Array) and array.dtype == dtype:
         return array
@@ -138,7 +115,7 @@ def as_array(
 
 
 def as_host_array(name: str, array: np.ndarray, *, copy: bool = False) -> np.ndarray:
-    """An array of numpy in the dtype that JAX uses for it, in which no integer may change its value."""
+    """A numpy array in the dtype that JAX uses for it, in which no integer may change its value."""
     dtype = _canonical(array.dtype)
     if jnp.issubdtype(dtype, jnp.integer) and dtype != array.dtype and array.size:
         least, most, limits = array.min(), array.max(), jnp.iinfo(dtype)
@@ -154,95 +131,54 @@ def _canonical(dtype: np.dtype) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(native))
 
 
-_NUMBERS = bool | int | float | complex | np.ndarray | np.generic
-
-# What to pass of a container, its values and its indices. Not listed: those of other libraries.
-_PARTS = {
-    "BCOO": ("`x.data`, or add it with `jsg.add`", "`x.indices`"),
-    "BCSR": ("`x.data`, or add it with `jsg.add`", "`x.to_bcoo().indices`"),
-    "RowSharded": ("`x.data`, or add it with `jsg.sharded.add`", "`x.indices`"),
-    "SparseAddOutput": ("`x.sum_values`", "`x.sum_indices`"),
-    "SparseAddPlan": ("the result of `plan(*values)`", "`plan.indices`"),
-}
-
-
-def _read(name: str, array: Any, part: str) -> np.ndarray:
+def _as_numpy(name: str, array: Any, expected: str) -> np.ndarray:
     """Anything array-like other than JAX's own arrays, as an array that may share its memory."""
-    if isinstance(array, list | tuple | range) and not hasattr(array, "_fields"):  # not a named tuple
-        return _read_list(name, array)
-    kind, remedy = type(array).__name__, ""
-    if isinstance(array, np.ma.MaskedArray):
+    remedy = ""
+    if hasattr(array, "shape") and not hasattr(array, "__array__") and not isinstance(array, memoryview):
+        # A sparse matrix, which numpy would read element by element
+        remedy = "; pass its values, `x.data`, or its indices, `x.indices`"
+    elif isinstance(array, list | tuple) and any(isinstance(each, jax.Array) for each in jax.tree.leaves(array)):
+        remedy = " of JAX arrays; join them with `jnp.stack`, or make a matrix, `BCOO((data, indices), shape=...)`"
+    elif isinstance(array, np.ma.MaskedArray):
         remedy = "; fill masked elements with `x.filled(0)`"
-    elif isinstance(array, _NUMBERS | memoryview | ArrayType) or hasattr(array, "__array__"):
+    else:
         try:
-            return np.asarray(array)
+            host = np.asarray(array)
         except (TypeError, ValueError, RuntimeError) as error:
-            remedy = f", which numpy cannot read ({error})"
-    elif kind in _PARTS:
-        remedy = f"; pass its {part}, {_PARTS[kind][part == 'indices']}"
-    elif hasattr(array, "shape"):
-        remedy = f"; pass its {part} as an array [nnz, {'ndims' if part == 'indices' else '*dense'}]"
-    raise TypeError(f"`{name}` must be an array, got {kind}{remedy}")
-
-
-def _read_list(name: str, nested: Any) -> np.ndarray:
-    """Nested lists of numbers, and of numpy's arrays, as an array."""
-    expected, kind = f"`{name}` must be an array or a nested list of numbers", type(nested).__name__
-    is_pair = isinstance(nested, tuple) and len(nested) == 2
-    remedy = "; a sparse operand is `BCOO((data, indices), shape=...)`" if is_pair else ""
-    for each in _kinds(nested):
-        if issubclass(each, jax.Array | Tracer):
-            raise TypeError(f"{expected}, got a {kind} of JAX arrays; pass `jnp.stack({name})`{remedy}")
-        if not issubclass(each, _NUMBERS):  # numpy would read containers element by element
-            raise TypeError(f"{expected}, got a {kind} that holds {each.__name__}")
-    try:
-        host = np.asarray(nested)
-    except ValueError:
-        raise TypeError(f"{expected}, got a {kind} of unequal lengths{remedy}") from None
-    return as_host_array(name, host)
-
-
-def _kinds(nested: Iterable[Any]) -> set[type]:
-    """The types of the elements of nested lists."""
-    kinds, lists = set(map(type, nested)), {list, tuple, range}
-    if kinds & lists:
-        kinds |= _kinds(list(itertools.chain.from_iterable(each for each in nested if type(each) in lists)))
-    return kinds - lists
+            remedy = f" ({error})"
+        else:
+            if host.ndim or host.dtype != object:  # else numpy has found no array in it
+                return host
+    raise TypeError(f"`{name}` must be {expected}, got {type(array).__name__}{remedy}")
 
 
 def as_integers(name: str, integers: Any) -> jax.Array:
     """An array of an integer dtype and of static shape."""
-    if isinstance(integers, list | tuple) and not integers:
-        raise TypeError(
-            f"`{name}` must have an integer dtype, got an empty list; pass `np.zeros((0, ndims), np.int32)`"
-        )
-    array = as_array(name, integers, _check_integer, "indices")
+    array = as_array(name, integers, _check_integer)
     if any(map(export.is_symbolic_dim, array.shape)):
-        raise TypeError(f"`{name}` must have a static shape, got {array.shape}; {_SYMBOLIC}")
+        raise TypeError(
+            f"`{name}` must have a static shape, got {array.shape}; export the function for each size, or for the "
+            "largest, and pad to that"
+        )
     return array
 
 
 def _check_integer(name: str, dtype: np.dtype) -> None:
     if not jnp.issubdtype(dtype, jnp.integer) or jnp.iinfo(dtype).bits < 2:
-        remedy = f"if these are indices, and not values, cast them with `{name}.astype(int)`"
+        remedy = f"if these are indices, and not values, cast them with `jnp.asarray({name}, int)`"
         if dtype == np.bool_:
             remedy = "convert a mask with `np.argwhere(mask)`"
-        elif dtype == jax.dtypes.float0:
-            remedy = "pass the indices themselves"
-        raise TypeError(f"`{name}` must have an integer dtype, got {_name_of(dtype)}; {remedy}")
-
-
-def _name_of(dtype: np.dtype) -> str:
-    return "float0, which stands for no gradient" if dtype == jax.dtypes.float0 else str(dtype)
+        raise TypeError(f"`{name}` must have an integer dtype, got {dtype}; {remedy}")
 
 
 def as_indices(name: str, indices: Any) -> jax.Array:
     """Indices `[nnz, ndims]` of an integer dtype."""
     array = as_integers(name, indices)
     if array.ndim != 2:
-        remedy = "; add a batch under `jax.vmap`, or with `jsg.add`" if array.ndim > 2 else ""
-        remedy = f"; for a vector, pass `{name}[:, None]`" if array.ndim == 1 else remedy
-        raise ValueError(f"`{name}` must be a matrix [nnz, ndims], got shape {array.shape}{remedy}")
+        remedy = f"for a vector, pass `{name}[:, None]`"
+        if array.ndim > 2:
+            remedy = "add a batch under `jax.vmap`, or with `jsg.add`"
+        raise ValueError(f"`{name}` must be a matrix [nnz, ndims], got shape {array.shape}; {remedy}")
     return array
 
 
@@ -260,8 +196,7 @@ def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: i
         own, first = array.shape[-1], arrays[0].shape[-1]
         if own != first:
             raise ValueError(
-                f"`{name}` must have as many columns (ndims) as `{names[0]}`; got {own} and {first}; "
-                "if one of them is [ndims, nnz], pass its transpose (`.T`)"
+                f"`{name}` must have as many columns (ndims) as `{names[0]}`; got {own} and {first}; {_TRANSPOSED}"
             )
     check_devices(names, arrays)
     total = sum(array.shape[-2] for array in arrays) // shards
@@ -305,7 +240,7 @@ def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indic
     if len(shape) != indices.shape[-1]:
         raise ValueError(
             f"`{name}` must have as many sizes as `{indices_name}` has columns; "
-            f"got {shape} and {indices.shape[-1]} columns" + (_TRANSPOSED if len(shape) == indices.shape[-2] else "")
+            f"got {shape} and {indices.shape[-1]} columns; {_TRANSPOSED}"
         )
     check_sizes_fit(name, shape, indices.dtype)
 
@@ -314,17 +249,15 @@ def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Check that indices of the dtype can express all positions in a shape, and padding."""
     largest = int(jnp.iinfo(_canonical(dtype)).max)
     if any(size > largest for size in shape):
-        wider = "uint32" if largest >= 2**31 - 1 else "a wider dtype"
-        fits = max(shape) < 2**32
         raise ValueError(
             f"`{name}` must not exceed {largest}, the largest index of {dtype}, in any dimension "
-            f"(padding is marked by index == shape); got {shape}; "
-            + (f"cast the indices to {wider}" if fits else "set `jax_enable_x64` and use int64")
+            f"(padding is marked by index == shape); got {shape}; cast the indices to uint32, or set `jax_enable_x64` "
+            "and use int64"
         )
 
 
 def as_numeric(name: str, values: Any) -> jax.Array:
-    """A numeric array, of a dtype that has what a sum needs."""
+    """An array of a numeric dtype that can be summed."""
     return as_array(name, values, _check_numeric)
 
 
@@ -332,7 +265,7 @@ def _check_numeric(name: str, dtype: np.dtype) -> None:
     if dtype == np.bool_:
         raise TypeError(f"`{name}` must have a numeric dtype, got bool; cast it, `{name}.astype(jnp.int32)` to count")
     if not jnp.issubdtype(dtype, jnp.number):
-        raise TypeError(f"`{name}` must have a numeric dtype, got {_name_of(dtype)}")
+        raise TypeError(f"`{name}` must have a numeric dtype, got {dtype}")
     if not _can_be_summed(dtype):
         expected = "integers of at least 2 bits, or floats with a zero (absent entries) and a NaN (overflowed sums)"
         raise TypeError(f"`{name}` must hold {expected}, got {dtype}; cast it to a wider dtype")
@@ -348,14 +281,10 @@ def _can_be_summed(dtype: np.dtype) -> bool:
 def as_values(name: str, values: Any, nnz: int, indices_name: str) -> jax.Array:
     """Numeric values `[nnz, *dense]`."""
     array = as_numeric(name, values)
-    if array.ndim == 0:
+    if array.shape[:1] != (nnz,):
         raise ValueError(
-            f"`{name}` must have shape [nnz, *dense], got a scalar; repeat it for each entry, `jnp.full({nnz}, ...)`"
+            f"`{name}` must have one row for each row of `{indices_name}`; got shape {array.shape} and {nnz} rows"
         )
-    if export.is_symbolic_dim(array.shape[0]):
-        raise TypeError(f"`{name}` must have a static number of rows, got shape {array.shape}; {_SYMBOLIC}")
-    if array.shape[0] != nnz:
-        raise ValueError(f"`{name}` must have one row for each row of `{indices_name}`; got {array.shape[0]} and {nnz}")
     return array
 
 
@@ -379,7 +308,7 @@ def as_plan_values(
 ) -> tuple[tuple[jax.Array, ...], np.dtype]:
     """The values that a plan is called with, for operands of these numbers of entries, and the dtype of their sum.
 
-    `indices` is what the rows of an operand are called after it, for messages.
+    `indices` is appended to the name of an operand where messages mean its rows.
     """
     if len(values) != len(nnz):
         listed = len(values) == 1 and isinstance(values[0], list | tuple)
@@ -393,22 +322,20 @@ def as_plan_values(
 
 
 def as_threshold(thresh: Any) -> Threshold | None:
-    """A real scalar in a dtype that JAX has; None if it is known to drop nothing, because no magnitude is below 0.
+    """A real scalar; None if it is known to drop nothing, because no magnitude is below 0.
 
     An integer that JAX's integers cannot hold is rounded to a float, and a float that is too large becomes infinite.
     """
     thresh = unwrap(thresh)
     if not isinstance(thresh, jax.Array):
-        if not isinstance(thresh, _NUMBERS) and not hasattr(thresh, "__array__"):
-            raise TypeError(f"`thresh` must be a real number, got {_shown(thresh)}")
-        thresh = _read("thresh", thresh, "values")
+        thresh = _as_numpy("thresh", thresh, "a real number")
+    if thresh.ndim:
+        raise ValueError(f"`thresh` must be a scalar, got shape {thresh.shape}")
     is_integer = jnp.issubdtype(thresh.dtype, jnp.integer)
     if not is_integer and not jnp.issubdtype(thresh.dtype, jnp.floating):
         raise TypeError(f"`thresh` must be a real number, got dtype {thresh.dtype}")
-    if thresh.shape != ():
-        raise ValueError(f"`thresh` must be a scalar, got shape {thresh.shape}")
     if not is_concrete(thresh):
-        return as_array("thresh", thresh)
+        return thresh
     number, dtype = read(thresh), _canonical(thresh.dtype)
     if np.isnan(number):
         raise ValueError("`thresh` must not be NaN")

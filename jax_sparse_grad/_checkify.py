@@ -20,27 +20,31 @@ from jax_sparse_grad._concrete import is_concrete, read
 T = TypeVar("T")
 
 
-def check(arrays: T, ok: Any, message: str, **data: Any) -> T:
-    """Return the integer arrays, after a check that `ok` is true; `data` are values for `message.format`.
+def check(arrays: T, test: Callable[[Any], tuple[Any, dict[str, Any]]], message: str) -> T:
+    """Return the integer arrays, after a test of them.
 
-    If `ok` is concrete and false, raises `ValueError`. If it is traced, `checkify` reports the message, and nothing is
-    checked without `checkify`. Use the result in place of `arrays`: otherwise, a traced check is removed as dead code.
+    `test(arrays)` returns whether they pass, and values for `message.format`. It gets numpy's arrays if all are
+    concrete; if they fail, `ValueError` is raised. Otherwise `checkify` runs the test and reports the message, and
+    nothing is tested without `checkify`. Use the result in place of `arrays`: a traced check whose result is not used
+    is removed as dead code.
     """
-    if is_concrete(ok, data):
-        if not read(ok):
-            raise ValueError(message.format(**{name: read(value) for name, value in data.items()}))
+    if is_concrete(arrays):
+        ok, values = test(jax.tree.map(read, arrays))
+        if not ok:
+            raise ValueError(message.format(**values))
         return arrays
     leaves, treedef = jax.tree.flatten(arrays)
 
-    def checked(ok: jax.Array, *rest: jax.Array) -> Sequence[jax.Array]:
-        checkify.debug_check(ok, message, **dict(zip(data, rest, strict=False)))
-        return rest[len(data) :]
+    def checked(*leaves: jax.Array) -> Sequence[jax.Array]:
+        ok, values = test(jax.tree.unflatten(treedef, leaves))
+        checkify.debug_check(ok, message, **values)
+        return leaves
 
-    return jax.tree.unflatten(treedef, _bind(checked, ok, *data.values(), *leaves))
+    return jax.tree.unflatten(treedef, _bind(checked, *leaves))
 
 
 class _CheckedIdentity(jax.extend.core.Primitive):
-    """The last operands, as many as `call_jaxpr` has results: that returns the same, after a check."""
+    """The identity; `call_jaxpr` is the identity too, after a check."""
 
     multiple_results = True
 
@@ -59,28 +63,24 @@ def _bind(checked: Callable[..., Any], *operands: Any) -> Sequence[Any]:
     return results
 
 
-def _last(operands: Sequence[Any], call_jaxpr: Any) -> Sequence[Any]:
-    return operands[len(operands) - len(call_jaxpr.out_avals) :]
-
-
 def _identity(*operands: Any, call_jaxpr: Any) -> Sequence[Any]:
-    return _last(operands, call_jaxpr)
+    del call_jaxpr
+    return operands
 
 
 def _batch(
     operands: Sequence[jax.Array], dims: Sequence[int | None], *, call_jaxpr: Any
 ) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
-    out_dims = _last(dims, call_jaxpr)
     if any(x.shape[dim] == 0 for x, dim in zip(operands, dims, strict=True) if dim is not None):
-        return _last(operands, call_jaxpr), out_dims  # an empty batch: there is nothing to check
-    checked = jax.vmap(jax.extend.core.jaxpr_as_fun(call_jaxpr), in_axes=tuple(dims), out_axes=list(out_dims))
-    return _bind(checked, *operands), out_dims
+        return operands, dims  # an empty batch: there is nothing to check
+    checked = jax.vmap(jax.extend.core.jaxpr_as_fun(call_jaxpr), in_axes=tuple(dims), out_axes=list(dims))
+    return _bind(checked, *operands), dims
 
 
 def _differentiate(
     operands: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: Any
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    return _check.bind(*operands, call_jaxpr=call_jaxpr), _last(tangents, call_jaxpr)
+    return _check.bind(*operands, call_jaxpr=call_jaxpr), tangents
 
 
 _check = _CheckedIdentity("sparse_add_check")

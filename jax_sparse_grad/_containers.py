@@ -1,4 +1,4 @@
-"""BCOO and BCSR, the containers of JAX: their content as index rows and values, and containers made from these.
+"""JAX's containers BCOO and BCSR to index rows and values, and back.
 
 Index rows are `[*batch, nse, n_sparse]`, values `[*batch, nse, *dense]`. Rows beyond the shape are padding.
 """
@@ -25,7 +25,7 @@ from jax_sparse_grad._types import Sparse
 
 
 def index_dtype(shape: tuple[int, ...]) -> np.dtype:
-    """The dtype of indices where none of JAX's is given."""
+    """The dtype of indices for a shape, where the user gives none."""
     return np.dtype(np.int32 if max(shape, default=0) <= np.iinfo(np.int32).max else np.int64)
 
 
@@ -56,32 +56,23 @@ def as_operand(names: Sequence[str], name: str, operand: Any) -> Sparse | jax.Ar
         either = "a BCOO or a BCSR" if tuple(names) == ("x",) else "a BCOO, a BCSR or an array"
         of = f" of {type(inner[0]).__name__}" if inner else ""
         remedy = _remedy(names, name, operand)
-        raise TypeError(f"`{name}` must be {either}, got {type(operand).__name__}{of}{remedy}")
+        raise TypeError(f"`{name}` must be {either}, got {type(operand).__name__}{of}; {remedy}")
     return _arguments.as_numeric(name, operand)
-
-
-_REMEDIES = {
-    "list": "`add_n` adds the matrices of a list",
-    "tuple": "`add_n` adds the matrices of a tuple",
-    "RowSharded": "call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`",
-    "SparseAddPlan": "a plan is called with the values of its operands: `plan(x.data, y.data)`",
-    "SparseAddOutput": "the same matrix is `BCOO((x.sum_values, x.sum_indices), shape=x.sum_shape)`",
-}
 
 
 def _remedy(names: Sequence[str], name: str, operand: Any) -> str:
     """What to do about something that is not an operand."""
-    remedy = _REMEDIES.get(type(operand).__name__, "")
     if isinstance(operand, numbers.Number):
         other = next((each for each in names if each != name), "x")
-        remedy = f"a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
-    elif isinstance(operand, JAXSparse):
-        remedy = "convert it with `BCOO.fromdense(x.todense())`"
-    elif hasattr(operand, "tocoo"):
-        remedy = "convert it with `BCOO.from_scipy_sparse` or `BCSR.from_scipy_sparse`"
-    elif hasattr(operand, "__array__"):
-        remedy = "`jnp.asarray` converts a dense array"
-    return f"; {remedy}" if remedy else ""
+        return f"a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
+    if isinstance(operand, list | tuple) and not hasattr(operand, "_fields"):
+        return "`add_n` adds the matrices of a list"
+    if type(operand).__name__ == "RowSharded":
+        return "call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`"
+    return (
+        "`BCOO.fromdense`, `BCOO.from_scipy_sparse` and `BCOO((data, indices), shape=...)` make a BCOO, "
+        "`jnp.asarray` an array"
+    )
 
 
 def mark_zeros(rows: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -70,9 +70,10 @@ def sparse_add(
       b_indices: `[nnz_b, ndims]`. Index dtypes promote as in `jnp`.
       b_values: `[nnz_b, *dense]`. Value dtypes promote as in `jnp`, and each gradient has its own operand's dtype.
       b_shape: equal to `a_shape`.
-      thresh: real scalar, static or traced; cast to the real dtype of inexact sums, and compared exactly with integers.
-        An entry that both operands hold is dropped if `abs(sum) < thresh` (with hybrid values, if this holds for all
-        components). Dropped entries have gradient 0. NaN is kept. `thresh` itself has no gradient.
+      thresh: real scalar, static or traced; cast to the real dtype of the sum. Integers are compared as floats, exactly
+        up to 2**24 (with `jax_enable_x64` to 2**53). An entry that both operands hold is dropped if `abs(sum) < thresh`
+        (with hybrid values, if this holds for all components). Dropped entries have gradient 0. NaN is kept. `thresh`
+        itself has no gradient.
       nse: the number of elements that the sum stores, static. By default the exact number if everything it depends on
         is concrete (also inside `jit` if closed over), otherwise `nnz_a + nnz_b`, which is always enough.
       assume_canonical: assert that both operands are sorted and unique, with padding only at the end. Their order is

@@ -24,9 +24,9 @@ class _Static(NamedTuple):
 def drop_below(
     union: Union, values: Arrays, thresh: Threshold, *, shape: tuple[int, ...], nse: int, dtype: np.dtype
 ) -> Union:
-    """The union of two operands, which stores all entries, without those that both hold and whose sum is below.
+    """The union of two operands, in `nse` rows, without the entries that both hold and whose sum is below `thresh`.
 
-    In `nse` rows. Which entries are dropped has no derivative.
+    The given union stores all entries. Which of them are dropped has no derivative.
     """
     values = jax.lax.stop_gradient(values)
     total = _values.place(union.indices.shape[0], union.nnz, union.slots, values, dtype=dtype)
@@ -70,7 +70,7 @@ def _drop_from(
     below = _is_below(xp, total, thresh).all(axis=tuple(range(1, total.ndim)))
     kept = (xp.arange(size, dtype=np.int32) < nnz) & ~(shared & below)
     number = xp.where(kept, count_before(kept), NONE)
-    numbers = xp.append(number, NONE)  # for entries without a slot
+    numbers = xp.append(number, NONE)  # the last for entries without a slot
     slots = [numbers[xp.minimum(slot, np.int32(size))] for slot in (a, b)]
     rows = xp.broadcast_to(np.asarray(static.shape, indices.dtype), (static.nse, indices.shape[1]))
     return [_scatter(xp, rows, number, indices), xp.sum(kept, dtype=np.int32), *slots]
@@ -82,7 +82,7 @@ def _holds(xp: Any, size: int, slots: Any) -> Any:
 
 
 def _scatter(xp: Any, array: Any, index: Any, rows: Any) -> Any:
-    """The array with rows at an index, and without those that are out of bounds."""
+    """The array with rows set at an index; out of bounds, nothing is set."""
     if xp is jnp:
         return array.at[index].set(rows, mode="drop", wrap_negative_indices=False)
     array, inside = np.array(array), index < len(array)
@@ -91,26 +91,12 @@ def _scatter(xp: Any, array: Any, index: Any, rows: Any) -> Any:
 
 
 def _is_below(xp: Any, total: Any, thresh: Any) -> Any:
-    """`abs(total) < thresh`; false for NaN."""
-    if jnp.issubdtype(total.dtype, jnp.inexact):
-        magnitude = xp.abs(total)
-        return magnitude < thresh.astype(magnitude.dtype)
-    if jnp.iinfo(total.dtype).bits < 8:  # XLA has no abs() for these
-        total = total.astype(np.int8 if jnp.issubdtype(total.dtype, jnp.signedinteger) else np.uint8)
-    # abs() of the least integer overflows, but is right when read as unsigned.
-    unsigned = np.dtype(f"uint{8 * total.dtype.itemsize}")
-    magnitude = xp.abs(total).astype(unsigned)
-    # Whole numbers are less than `thresh` if they are at most `last`; a `thresh` beyond the dtype is above them all.
-    largest = np.iinfo(unsigned).max
-    if jnp.issubdtype(thresh.dtype, jnp.integer):
-        reachable = thresh.dtype.type(min(largest, jnp.iinfo(thresh.dtype).max))
-        last = xp.minimum(thresh - thresh.dtype.type(1), reachable).astype(unsigned)
-    else:
-        whole = xp.ceil(thresh)
-        beyond = whole >= 2.0 ** (8 * unsigned.itemsize)
-        within = xp.where(beyond, xp.zeros_like(whole), whole).astype(unsigned)
-        last = xp.where(beyond, unsigned.type(largest), within - unsigned.type(1))
-    return (thresh > 0) & (magnitude <= last)
+    """`abs(total) < thresh`; false for NaN. Integers are compared as floats: in float32 exactly up to 2**24."""
+    if jnp.issubdtype(total.dtype, jnp.integer):
+        # abs() of the least integer would overflow
+        total = total.astype(jax.dtypes.canonicalize_dtype(float))
+    magnitude = xp.abs(total)
+    return magnitude < thresh.astype(magnitude.dtype)
 
 
 _drop = Methods(_drop_by_numpy, _drop_on_cpu, _drop_by_xla, _drop_by_xla)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,16 +19,15 @@ Weight = complex | jax.Array | np.ndarray[Any, Any]
 def as_weights(weights: Any, count: int) -> list[Weight]:
     """One weight for each operand."""
     weights = _arguments.unwrap(weights)
-    if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
-        vector = read(weights) if is_concrete(weights) else weights
-        listed = [vector[k] for k in range(vector.shape[0])]
-    elif isinstance(weights, Iterable) and not isinstance(
-        weights, jax.Array | np.ndarray | str | bytes | Mapping | set | frozenset
-    ):
+    if isinstance(weights, jax.Array) and is_concrete(weights):
+        weights = read(weights)  # inside `jit`, its elements would be tracers
+    try:
         listed = list(weights)
-    else:
+    except TypeError:
         got = "an array without dimensions" if hasattr(weights, "ndim") else type(weights).__name__
-        raise TypeError(f"`weights` must be a list, tuple or vector with a scalar for each operand, got {got}")
+        raise TypeError(
+            f"`weights` must be a list, tuple or vector with a scalar for each operand, got {got}"
+        ) from None
     if len(listed) != count:
         raise ValueError(f"`weights` must hold one scalar for each of the {count} operands, got {len(listed)}")
     return [_as_weight(f"weights[{k}]", weight) for k, weight in enumerate(listed)]
@@ -51,9 +50,9 @@ def _as_weight(name: str, weight: Any) -> Weight:
 def in_dtype_of_sum(
     names: Sequence[str], values: Sequence[jax.Array], numbers: Sequence[int], weights: Sequence[Weight]
 ) -> tuple[np.dtype, list[Any]]:
-    """The dtype of the sum of values times their weights, and the weights in this dtype; none if there are none.
+    """The dtype of the sum of values times their weights, and the weights in this dtype, if there are any.
 
-    `numbers` are those of the operands, for messages.
+    `numbers` are the positions of the operands to which the weights belong, for messages.
     """
     if not weights:
         return _arguments.common_dtype(names, values), []
@@ -68,7 +67,7 @@ def in_dtype_of_sum(
 
 
 def _weak_zero(number: complex) -> Any:
-    """A zero that promotes as a Python number does, and is one."""
+    """A Python zero, which promotes as the number does."""
     return type(number)(0)
 
 

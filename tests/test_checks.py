@@ -1,4 +1,4 @@
-"""Checks under jit: named errors with checkify, nothing paid and the fill rules without."""
+"""Checks under jit: named errors with `checkify`, nothing paid without."""
 
 import re
 from functools import cache
@@ -11,13 +11,42 @@ from jax.experimental import checkify
 
 import jax_sparse_grad as jsg
 from helpers.samples import random_coo
+from jax_sparse_grad import _data_checks
 
-SHAPE = (6, 7)
+SHAPE, NSE = (6, 7), 8
+
+
+def sum_and_gradient(a, x, b, y):
+    def loss(x):
+        return (jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, nse=NSE).sum_values ** 2).sum()
+
+    return jax.value_and_grad(loss)(x)
+
+
+FUNCTIONS = {
+    "add": sum_and_gradient,
+    "thresh": lambda a, x, b, y: jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, 1e-9, nse=NSE),
+    "plan": lambda a, x, b, y: jsg.plan_sparse_add(a, b, shape=SHAPE, nse=NSE)(x, y),
+    "canonical": lambda a, x, b, y: jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, nse=NSE, assume_canonical=True),
+    "grad": lambda a, x, b, y: jsg.sparse_add_grad(jnp.ones(len(a)), a, a, b, shape=SHAPE),
+}
+
+
+@cache
+def checked(name):
+    """One program for all data."""
+    return jax.jit(checkify.checkify(FUNCTIONS[name], errors=checkify.all_checks))
 
 
 @pytest.fixture
-def pair(rng):
-    return (*random_coo(rng, SHAPE, 8), *random_coo(rng, SHAPE, 8))
+def error_of(rng):
+    (a, x), (b, y) = random_coo(rng, SHAPE, NSE), random_coo(rng, SHAPE, NSE)
+
+    def error_of(name, a=a, b=a):
+        return checked(name)(a, x, b, y)[0].get()
+
+    error_of.a, error_of.other = a, b
+    return error_of
 
 
 def with_row(indices, k, row):
@@ -26,100 +55,39 @@ def with_row(indices, k, row):
     return changed
 
 
-@cache  # so that each is one program, whichever tests call it
-def run(thresh=0, **keywords):
-    @jax.jit
-    def function(a, x, b, y):
-        def loss(x, y):
-            return (jsg.sparse_add(a, x, SHAPE, b, y, SHAPE, thresh, **keywords).sum_values ** 2).sum()
-
-        return jax.value_and_grad(loss, (0, 1))(x, y)
-
-    return function
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_good_input_raises_no_alarm_and_bad_rows_are_reported(error_of, name):
+    assert error_of(name) is None
+    argument = "operands[0]" if name == "plan" else "a_indices"
+    message = error_of(name, with_row(error_of.a, 2, (0, 7)))
+    assert f"`{argument}` must lie in [0, (6, 7)), or equal (6, 7) in padding; row 2 is [0 7]" in message
 
 
-@cache
-def planned(**keywords):
-    return jax.jit(lambda a, x, b, y: jsg.plan_sparse_add(a, b, shape=SHAPE, **keywords)(x, y))
+@pytest.mark.parametrize("name", ["add", "thresh", "plan"])
+def test_overflow_is_reported_with_both_numbers(error_of, name):
+    message = error_of(name, b=error_of.other)
+    assert re.search(r"`nse` must be at least (9|1\d), the number of distinct entries of the sum; got 8", message)
 
 
-@jax.jit
-def gradient(a, x, b, y):
-    del x, y
-    return jsg.sparse_add_grad(jnp.ones(len(a)), a, b, a, shape=SHAPE)
-
-
-def error_of(function, *arguments, errors=checkify.user_checks):
-    error, _ = checkify.checkify(function, errors=errors)(*arguments)
-    return error.get()
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(gradient, id="grad"),
-        pytest.param(run(), id="add", marks=pytest.mark.slow),
-        pytest.param(run(0.5), id="thresh", marks=pytest.mark.slow),
-        pytest.param(run(nse=16), id="nse", marks=pytest.mark.slow),
-        pytest.param(run(assume_canonical=True), id="assume_canonical", marks=pytest.mark.slow),
-        pytest.param(planned(), id="plan", marks=pytest.mark.slow),
-    ],
-)
-def test_good_input_raises_no_alarm(pair, function):
-    assert error_of(function, *pair, errors=checkify.all_checks) is None
-
-
-@pytest.mark.parametrize(
-    "function",
-    [pytest.param(run(nse=3), id="add"), pytest.param(run(1e-3, nse=3), id="thresh", marks=pytest.mark.slow)],
-)
-def test_overflow_is_reported_with_both_numbers(pair, function):
-    message = error_of(function, *pair)
-    assert re.search(r"`nse` must be at least \d+, the number of distinct entries of the sum; got 3", message)
-
-
-def test_overflow_of_a_plan_is_reported(pair):
-    assert "`nse` must be at least" in error_of(planned(nse=3), *pair)
-
-
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [
-        pytest.param(gradient, "a_indices", id="grad"),
-        pytest.param(run(), "a_indices", id="add", marks=pytest.mark.slow),
-        pytest.param(run(0.5), "a_indices", id="thresh", marks=pytest.mark.slow),
-        pytest.param(planned(), "operands[0]", id="plan", marks=pytest.mark.slow),
-    ],
-)
-def test_indices_out_of_range_are_reported_by_name_and_row(pair, function, name):
-    a, x, b, y = pair
-    message = error_of(function, with_row(a, 2, (0, 7)), x, b, y)
-    assert f"`{name}` must lie in [0, (6, 7)), or equal (6, 7) in padding; row 2 is [0 7]" in message
-
-
-def test_a_broken_promise_of_canonical_input_is_reported(pair):
-    a, x, b, y = pair
-    message = error_of(run(assume_canonical=True), a[::-1], x, b, y)
+def test_a_broken_promise_of_canonical_input_is_reported(error_of):
+    message = error_of("canonical", error_of.a[::-1])
     assert "`a_indices` must be sorted and unique, with padding last, for `assume_canonical=True`" in message
 
 
-def test_an_unsorted_sum_is_reported(pair):
-    a, _, b, _ = pair
-    message = error_of(jax.jit(lambda a, b: jsg.sparse_add_grad(jnp.ones(len(a)), a, b, a[::-1])), a, b)
-    assert "`sum_indices` must be sorted as `sparse_add` returns them" in message
+def test_an_unsorted_sum_is_reported(error_of):
+    assert "`sum_indices` must be sorted as `sparse_add` returns them" in error_of("grad", b=error_of.a[::-1])
 
 
-@pytest.mark.slow
-def test_checks_work_in_a_batch(pair):
-    a, x, b, y = pair
-    batch = np.stack([a, with_row(a, 1, (-1, 0))])
-    error, _ = checkify.checkify(jax.vmap(run(), (0, None, None, None)))(batch, x, b, y)
-    assert "`a_indices` must lie in" in error.get()
+def test_checks_work_in_a_batch(error_of):
+    batch = np.stack([error_of.a, with_row(error_of.a, 1, (-1, 0))])
+    mapped = jax.jit(jax.vmap(lambda rows: _data_checks.check_rows("rows", rows, SHAPE)))
+    assert "`rows` must lie in" in checkify.checkify(mapped)(batch)[0].get()
 
 
-def test_without_checkify_nothing_is_paid(pair):
-    assert not jax.make_jaxpr(run(nse=3))(*pair).effects  # an effect would cost the fast dispatch
-    text = run(nse=3).lower(*pair).as_text()
+def test_without_checkify_nothing_is_paid(rng):
+    pair = (*random_coo(rng, SHAPE, NSE), *random_coo(rng, SHAPE, NSE))
+    traced = jax.jit(sum_and_gradient).trace(*pair)
+    assert not traced.jaxpr.effects  # an effect would cost the fast dispatch
+    text = traced.lower().as_text()
     for word in ("callback", "assert", "custom_call"):
         assert word not in text
-    assert np.all(np.isnan(planned(nse=3)(*pair)))

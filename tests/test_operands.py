@@ -1,4 +1,4 @@
-"""What is refused as an operand of `add` and `add_n`, and with which words."""
+"""What `add` and `add_n` refuse as an operand, and the messages."""
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +19,20 @@ def x(rng):
 
 OTHERS = {
     "shape": (lambda x: jnp.ones((6, 6)), ValueError, r"`y` must have the shape of `x`; got \(6, 6\) and \(6, 7\)"),
-    "transposed": (lambda x: x.T.todense(), ValueError, r"got \(7, 6\) and \(6, 7\); is one of them transposed\?"),
+    "transposed": (lambda x: jnp.ones((7, 6)), ValueError, r"got \(7, 6\) and \(6, 7\); is one of them transposed\?"),
     "broadcast": (lambda x: jnp.ones(7), ValueError, r"got \(7,\) and \(6, 7\); operands are not broadcast"),
     "number": (lambda x: 1.0, TypeError, r"got float; a sparse matrix plus a number is dense: `x.todense\(\) \+ 1.0`"),
     "scalar": (lambda x: jnp.ones(()), ValueError, r"got \(\) and .* a number is dense: `x.todense\(\) \+ number`"),
-    "COO": (lambda x: sparse.COO.fromdense(x.todense(), nse=3), TypeError, r"got COO; .*`BCOO.fromdense\(x.to"),
-    "scipy": (lambda x: scipy.sparse.csr_array(SHAPE), TypeError, r"got csr_array; convert it with `BCOO.from_scipy"),
+    "scipy": (lambda x: scipy.sparse.csr_array(SHAPE), TypeError, r"got csr_array; .* `BCOO.from_scipy_sparse`"),
     "objects": (lambda x: np.full(SHAPE, None), TypeError, "`y` must have a numeric dtype, got object"),
-    "texts": (lambda x: np.full(SHAPE, "a"), TypeError, "`y` must have a numeric dtype, got <U1"),
     "list": (lambda x: [x], TypeError, "got list of BCOO; `add_n` adds the matrices of a list"),
-    "arrays": (
-        lambda x: (x.data, x.indices),
-        TypeError,
-        r"got a tuple of JAX arrays; .* `BCOO\(\(data, indices\), shape",
-    ),
+    "arrays": (lambda x: (x.data, x.indices), TypeError, r"tuple of JAX arrays; .* `BCOO\(\(data, indices\), shape"),
     "an output": (
         lambda x: jsg.sparse_add(x.indices, x.data, SHAPE, x.indices, x.data, SHAPE),
         TypeError,
-        r"got SparseAddOutput; the same matrix is `BCOO\(\(x.sum_values, x.sum_indices\), shape=x.sum_shape\)`",
+        r"got SparseAddOutput; .* `BCOO\(\(data, indices\), shape=...\)` make a BCOO",
     ),
     "none": (lambda x: None, TypeError, "`y` must be a BCOO, a BCSR or an array, got NoneType"),
-    "plan": (
-        lambda x: jsg.plan_sparse_add(np.zeros((1, 2), int), shape=SHAPE),
-        TypeError,
-        r"got SparseAddPlan; .*: `plan\(x.data, y.data\)`",
-    ),
     "sharded": (
         lambda x: jsg.sharded.partition(x, jax.make_mesh((1,), ("rows",)), "rows"),
         TypeError,
@@ -55,7 +44,7 @@ OTHERS = {
         "`y.data` must have a numeric dtype, got bool",
     ),
     "layout": (
-        lambda x: x.update_layout(n_batch=1, on_inefficient=None),
+        lambda x: BCOO((jnp.ones((6, 1)), jnp.zeros((6, 1, 1), int)), shape=SHAPE),
         ValueError,
         r"`y` .*; got \(1, 1, 0\) and \(0, 2, 0\); `BCOO.update_layout\(n_batch=0, n_dense=0\)` of `y` changes",
     ),
@@ -67,20 +56,20 @@ OTHERS = {
     "gradient": (
         lambda x: jax.grad(lambda x: x.data.sum(), allow_int=True)(x),
         TypeError,
-        "`y.indices` must have an integer dtype, got float0, which stands for no gradient",
+        "`y.indices` must be an array of numbers, got float0, which stands for no gradient",
     ),
 }
 
 
 @pytest.mark.parametrize(("other", "error", "message"), OTHERS.values(), ids=OTHERS)
-def test_of_an_operand(x, other, error, message):
+def test_a_refused_operand_says_what_to_do(x, other, error, message):
     other = other(x)
     for add in (jsg.add, lambda x, other: jax.jit(lambda: jsg.add(x, other))()):
         with pytest.raises(error, match=message):
             add(x, other)
 
 
-def test_of_arguments(x):
+def test_refused_arguments(x):
     dense = jnp.ones(SHAPE)
     with pytest.raises(TypeError, match="one of the operands must be a BCOO or a BCSR, got only arrays"):
         jsg.add(dense, dense)
@@ -97,7 +86,7 @@ def test_of_arguments(x):
         jsg.add_n([x, random_bcoo(np.random.default_rng(0), ((7, 6), 0, 0))])
 
 
-def test_of_index_dtypes_that_are_too_narrow(x):
+def test_index_dtypes_that_are_too_narrow(x):
     wide = BCSR((x.data, x.indices[:, 1].astype(jnp.int8), jnp.zeros(201, jnp.int8)), shape=(200, 7))
     with pytest.raises(ValueError, match=r"`x.shape` must not exceed 127, the largest index of int8"):
         jsg.add(wide, wide)
@@ -106,7 +95,7 @@ def test_of_index_dtypes_that_are_too_narrow(x):
         jax.jit(jsg.add)(narrow, narrow)
 
 
-def test_of_arrays_that_do_not_fit_together(rng):
+def test_arrays_that_do_not_fit_together(rng):
     x, y = random_bcoo(rng, ((3, *SHAPE), 1, 0)), random_bcsr(rng)
     broken = [
         (x, "data", jnp.ones((3, 5)), r"batch dimensions \(3,\) \(or 1\) and then \(7,\); got shape \(3, 5\)"),
