@@ -4,9 +4,9 @@ Takes 30 minutes on two cores and 10 GB of memory; `--quick` takes 2 minutes and
 the heavy peers `bench-tensorflow` and `bench-torch`; what is not installed is left out. Torch from PyPI brings CUDA
 along, 7.7 GB in all; `pip install torch --index-url https://download.pytorch.org/whl/cpu` before avoids that.
 
-`benchmark_contenders.py` says what is timed, `benchmark_report.py` draws it. First, every answer is compared with
-NumPy's; a peer that disagrees is left out and named. Then all contenders run in turns, each for about 20 ms in every
-round, and the median of the rounds counts. Formats are converted and programs compiled before.
+`benchmark_contenders.py` says what is timed, `benchmark_report.py` draws it. A peer whose answer is not NumPy's is left
+out and named. All others run in turns, each for about 20 ms in every round, and the median of the rounds counts.
+Formats are converted and programs compiled before.
 
 Figures, tables and pictures go to `examples/output`. `--publish` puts them into BENCHMARKS.md and beside it, and
 `--saved` takes figures that are there instead of measuring, for example those of a GPU on another machine.
@@ -24,7 +24,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -33,36 +33,19 @@ from typing import Any
 import jax
 import numpy as np
 
+import benchmark_contenders
 import benchmark_report
-from benchmark_contenders import (
-    BACKWARD,
-    CONTENDERS,
-    FORWARD,
-    JAX_CONTENDERS,
-    OURS,
-    PATTERNS,
-    Contender,
-    Problem,
-    bcoo,
-    draw,
-    ours,
-)
-
-try:
-    from tqdm import tqdm
-except ModuleNotFoundError:
-    tqdm = None
+from benchmark_contenders import BACKWARD, CONTENDERS, FORWARD, OURS, PATTERNS, Contender, Problem, bcoo, draw, ours
 
 SIZES = 10**2, 10**3, 10**4, 10**5, 10**6, 10**7
-TURN = 0.02  # seconds that a contender runs in each round
-FIELDS = "group", "operation", "contender", "column", "value", "entries"
-SLOW, FEW = 1.0, 3  # a call of more seconds runs in few rounds
-Save = Callable[[dict[str, Any]], Any]
+TURN, SLOW, FEW = 0.02, 1.0, 3  # seconds of a contender's turn in each round; a call of more than SLOW has FEW rounds
 
 
 def progress(what: str, steps: int) -> Callable[[], Any]:
     """What to call after each step: it moves a bar, where tqdm is installed."""
-    return tqdm(total=steps, desc=what).update if tqdm else lambda: print(what, "...", flush=True)
+    if find_spec("tqdm"):
+        return import_module("tqdm").tqdm(total=steps, desc=what).update
+    return lambda: print(what, "...", flush=True)
 
 
 def timed(call: Callable[[], Any], repeats: int = 1) -> float:
@@ -87,14 +70,14 @@ def measure(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float
     return {key: float(np.median(values)) for key, values in samples.items()}
 
 
-def is_wrong(answer: tuple[Any, ...], right: tuple[np.ndarray, ...]) -> bool:
-    """Whether positions, values or gradients are not NumPy's; positions may come in any order."""
-    cells, values, *gradients = answer
-    if cells is not None:
+def is_wrong(answer: Any, right: tuple[np.ndarray, ...], side: int) -> bool:
+    """Whether indices, values or gradients are not NumPy's; indices may come in any order."""
+    indices, values, *gradients = answer
+    if indices is not None:
+        cells = benchmark_contenders.flatten(indices, side)
         order = np.argsort(cells, kind="stable")
-        if not np.array_equal(cells[order], right[0]) or not np.allclose(
-            np.asarray(values)[order], right[1], rtol=1e-5
-        ):
+        values = np.asarray(values)[order]
+        if not np.array_equal(cells[order], right[0]) or not np.allclose(values, right[1], rtol=1e-5):
             return True
     return any(not np.allclose(*pair, rtol=1e-6) for pair in zip(gradients, right[2:], strict=False))
 
@@ -107,7 +90,7 @@ def checked_calls(problem: Problem, contenders: list[Contender], left_out: dict[
             continue
         try:
             for operation, call in contender.prepare(problem).items():
-                if is_wrong(call.read(call.run()), right):
+                if is_wrong(call.read(call.run()), right, problem.side):
                     raise ValueError(f"WRONG ANSWER: {operation}")
                 calls[operation, contender.name] = call.run
         except Exception as error:
@@ -129,7 +112,7 @@ def compile_seconds(problem: Problem) -> Iterator[tuple[str, str, float]]:
         yield operation, f"{OURS}, first call outside of `jit`", timed(call)
 
 
-def run(device: str, sizes: list[int], pattern_size: int | None, rounds: int | None, save: Save) -> dict[str, Any]:
+def run(device: str, sizes: list[int], pattern_size: int | None, rounds: int | None, save: Any) -> dict[str, Any]:
     """All figures of a device, saved after each problem."""
     contenders, records = CONTENDERS[device], []
     left_out = {each.name: "not installed" for each in contenders if not find_spec(each.needs)}
@@ -157,7 +140,7 @@ def compiled_for(device: str, sizes: list[int]) -> dict[str, Any]:
     if reason := absent_devices.missing(device):
         raise SystemExit(f"--compile-for {device} needs its compiler: {reason}")
     jax.config.update("jax_platforms", "cpu")  # before JAX looks for the device
-    contenders, records = [*JAX_CONTENDERS[:3], Contender("JAX BCOO", bcoo)], []
+    contenders, records = [*CONTENDERS["cpu"][:3], CONTENDERS["cpu"][-1]], []  # those that `jit` compiles
     step = progress(f"compiling for {device}", len(sizes) * len(contenders))
     for size, contender in product(sizes, contenders):
         for operation, call in contender.prepare(draw("half", size)).items():
@@ -175,7 +158,8 @@ def compiled_for(device: str, sizes: list[int]) -> dict[str, Any]:
 
 def record(group: str, operation: str, contender: str, column: str, value: float, entries: int) -> dict[str, Any]:
     """One figure: milliseconds in the groups `size` and `pattern`, seconds in `compile`."""
-    return dict(zip(FIELDS, (group, operation, contender, column, value, entries), strict=True))
+    what = {"group": group, "operation": operation, "contender": contender, "column": column}
+    return what | {"value": value, "entries": entries}
 
 
 def surroundings() -> dict[str, Any]:

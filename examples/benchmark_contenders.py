@@ -20,7 +20,6 @@ from jax.experimental.sparse import BCOO
 
 import jax_sparse_grad as jsg
 
-SIDE = 40_000  # of the matrices
 FORWARD, BACKWARD, GRADIENT = "sum", "sum and gradient", "`sparse_add_grad` alone"
 SHARED = {"half": 0.5, "same": 1.0, "small": 0.5, "unsorted": 0.5}  # the part of B's entries that A holds too
 PATTERNS = {
@@ -41,15 +40,11 @@ class Problem(NamedTuple):
     name: str
     entries: int
     side: int
+    shape: tuple[int, int]
     canonical: bool
     operands: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     backprop: np.ndarray
     cells: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The dense shape."""
-        return self.side, self.side
 
     def answer(self) -> tuple[np.ndarray, ...]:
         """Positions and values of the sum, and both gradients, by NumPy."""
@@ -60,8 +55,7 @@ class Problem(NamedTuple):
 
 def draw(pattern: str, size: int, name: str = "") -> Problem:
     """Two matrices of `size` entries (B has fewer in the patterns `small` and `assembly`)."""
-    rng = np.random.default_rng(0)
-    side = SIDE
+    rng, side = np.random.default_rng(0), 40_000
     if pattern == "assembly":  # bilinear elements on a square grid: sixteen pieces each
         squares = max(1, round((size / 16) ** 0.5))
         side = (squares + 1) ** 2
@@ -84,7 +78,8 @@ def draw(pattern: str, size: int, name: str = "") -> Problem:
     # All positive, because SciPy drops entries that cancel.
     a_values, b_values, backprop = (rng.random(len(each), np.float32) + 0.5 for each in (a_cells, b_cells, cells))
     operands = unflatten(a_cells, side), a_values, unflatten(b_cells, side), b_values
-    return Problem(name or pattern, size, side, pattern not in ("unsorted", "assembly"), operands, backprop, cells)
+    canonical = pattern not in ("unsorted", "assembly")
+    return Problem(name or pattern, size, side, (side, side), canonical, operands, backprop, cells)
 
 
 def flatten(indices: Any, side: int) -> np.ndarray:
@@ -99,10 +94,10 @@ def unflatten(cells: np.ndarray, side: int) -> np.ndarray:
 
 
 class Call(NamedTuple):
-    """What is timed, and how its result becomes an answer: positions (None: no sum), values, and gradients if any."""
+    """What is timed, and how its result becomes an answer: indices (None: no sum), values, and gradients if any."""
 
     run: Callable[[], Any]
-    read: Callable[[Any], tuple[Any, ...]]
+    read: Callable[[Any], Any] = tuple
 
 
 Calls = dict[str, Call]
@@ -119,8 +114,8 @@ class Jitted:
         return jax.block_until_ready(self.run(*self.arguments))
 
 
-def with_gradient(add: Callable[..., Any]) -> Callable[..., Any]:
-    """Both passes of an addition of indices and values."""
+def jax_calls(problem: Problem, add: Callable[..., Any], compiled: bool = True) -> Calls:
+    """Both passes of an addition of indices and values in JAX."""
 
     def add_and_pull(a_indices: Any, a_values: Any, b_indices: Any, b_values: Any, backprop: Any) -> Any:
         def values_of(a_values: Any, b_values: Any) -> Any:
@@ -129,17 +124,8 @@ def with_gradient(add: Callable[..., Any]) -> Callable[..., Any]:
         values, pull, indices = jax.vjp(values_of, a_values, b_values, has_aux=True)
         return indices, values, *pull(backprop)
 
-    return add_and_pull
-
-
-def jax_calls(problem: Problem, add: Callable[..., Any], compiled: bool = True) -> Calls:
-    """Both passes of an addition in JAX."""
-
-    def read(result: Any) -> tuple[Any, ...]:
-        return flatten(result[0], problem.side), *result[1:]
-
-    both = Jitted(with_gradient(add), *problem.operands, problem.backprop, compiled=compiled)
-    return {FORWARD: Call(Jitted(add, *problem.operands, compiled=compiled), read), BACKWARD: Call(both, read)}
+    both = Jitted(add_and_pull, *problem.operands, problem.backprop, compiled=compiled)
+    return {FORWARD: Call(Jitted(add, *problem.operands, compiled=compiled)), BACKWARD: Call(both)}
 
 
 def ours(problem: Problem, compiled: bool = True, **options: Any) -> Calls:
@@ -167,7 +153,7 @@ def our_plan(problem: Problem) -> Calls:
         return values, *pull(backprop)
 
     def read(result: Any) -> tuple[Any, ...]:
-        return flatten(plan.indices, problem.side), *result
+        return plan.indices, *result
 
     forward = Jitted(lambda plan, *values: (plan(*values),), plan, a_values, b_values)
     both = Jitted(add_and_pull, plan, a_values, b_values, problem.backprop)
@@ -216,14 +202,11 @@ def tensorflow_ops(problem: Problem) -> Calls:
 
     def add_and_pull() -> Any:
         total = add()
-        return total, *pull(total.sum_indices)
+        return *total[:2], *pull(total.sum_indices)
 
-    def read(total: Any, *gradients: Any) -> tuple[Any, ...]:
-        return flatten(total.sum_indices, problem.side), total.sum_values, *gradients
-
-    calls = {FORWARD: Call(add, read)}
+    calls = {FORWARD: Call(add, lambda total: total[:2])}
     if problem.canonical:
-        calls[BACKWARD] = Call(add_and_pull, lambda result: read(*result))
+        calls[BACKWARD] = Call(add_and_pull)
         calls[GRADIENT] = Call(lambda: pull(sum_indices), lambda result: (None, None, *result))
     return calls
 
@@ -251,10 +234,8 @@ def torch_coo(problem: Problem, device: str = "cpu") -> Calls:
         total = add(*tracked)
         return total, *wait(torch.autograd.grad(total.values(), tracked, backprop))
 
-    def read(total: Any, *gradients: Any) -> tuple[Any, ...]:
-        arrays = total.indices().T, total.values().detach(), *gradients
-        rows, *rest = (each.cpu().numpy() for each in arrays)
-        return flatten(rows, problem.side), *rest
+    def read(total: Any, *gradients: Any) -> list[Any]:
+        return [each.cpu().numpy() for each in (total.indices().T, total.values().detach(), *gradients)]
 
     both = Call(add_and_pull, lambda result: read(*result))
     return {FORWARD: Call(partial(add, a_values, b_values), read), BACKWARD: both}
@@ -292,7 +273,7 @@ def csr(problem: Problem, module: str = "scipy.sparse") -> Calls:
 
     def read(total: Any) -> tuple[Any, ...]:
         total = (total.get() if on_gpu else total).tocoo()
-        return total.row.astype(np.int64) * problem.side + total.col, total.data
+        return np.stack([total.row, total.col], axis=1), total.data
 
     return from_coordinates(problem, make, add, read, **options)
 
@@ -301,12 +282,8 @@ def pydata(problem: Problem) -> Calls:
     """PyData's package `sparse`, COO."""
     import sparse
 
-    flags = {"shape": problem.shape, "has_duplicates": not problem.canonical, "sorted": problem.canonical}
-
-    def read(total: Any) -> tuple[Any, ...]:
-        return flatten(total.coords.T, problem.side), total.data
-
-    return from_coordinates(problem, partial(sparse.COO, **flags), lambda a, b: a + b, read)
+    make = partial(sparse.COO, shape=problem.shape, has_duplicates=not problem.canonical, sorted=problem.canonical)
+    return from_coordinates(problem, make, lambda a, b: a + b, lambda total: (total.coords.T, total.data))
 
 
 def graphblas(problem: Problem) -> Calls:
@@ -325,7 +302,7 @@ def graphblas(problem: Problem) -> Calls:
 
     def read(total: Any) -> tuple[Any, ...]:
         rows, columns, values = total.to_coo(sort=True)
-        return rows.astype(np.int64) * problem.side + columns.astype(np.int64), values
+        return np.stack([rows, columns], axis=1), values
 
     return from_coordinates(problem, make, add, read)
 

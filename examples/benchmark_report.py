@@ -30,18 +30,18 @@ COLOURS = {
 def report(figures: dict[str, Any], folder: Path, *, publish: bool) -> None:
     """Print tables, save pictures, and put both where readers find them."""
     device, groups = figures["device"], {}
+    where = f"{figures['cores']} CPU cores" if device == "cpu" else figures["kind"]
     for each in figures["records"]:
         groups.setdefault(each["group"], []).append(each)
-    blocks = {f"{device}-machine": machine(figures)} | {
-        f"{device}-{name}": table(each) for name, each in groups.items()
-    }
+    blocks = {f"{device}-machine": machine(figures)}
+    blocks |= {f"{device}-{name}": table(each) for name, each in groups.items()}
     for name, text in blocks.items():
         print(f"\n{name}\n\n{text}")
     for place in (folder, HERE) if publish else (folder,):
         for name, draw in (("size", draw_sizes), ("pattern", draw_patterns)):
             if name in groups and find_spec("matplotlib"):
                 path = place / f"benchmark_{name}{'' if device == 'cpu' else '_' + device}.png"
-                draw(groups[name], where(figures)).savefig(path, dpi=120)
+                draw(groups[name], where).savefig(path, dpi=120)
     if publish:
         path = HERE / "BENCHMARKS.md"
         page = path.read_text()
@@ -92,11 +92,9 @@ def draw_sizes(timings: list[dict[str, Any]], device: str) -> Any:
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     for axes, operation in zip(figure.subplots(1, 2, sharey=True), (FORWARD, BACKWARD), strict=True):
-        ends = []
+        ends, shown = [], [t for t in timings if t["operation"] == operation]
         for name, colour in COLOURS.items():
-            points = [
-                (t["entries"], t["value"]) for t in timings if (t["operation"], t["contender"]) == (operation, name)
-            ]
+            points = [(t["entries"], t["value"]) for t in shown if t["contender"] == name]
             if points:
                 ends.append((np.log10(points[-1][1]), name))
                 style = {"linestyle": "--" if name == PLANNED else "-", "zorder": 3 if name == OURS else 2}
@@ -143,8 +141,3 @@ def draw_patterns(timings: list[dict[str, Any]], device: str) -> Any:
     size = max(t["entries"] for t in timings)
     figure.suptitle(f"Time divided by that of {OURS}: above the line we are faster. {size:,} entries ({device})")
     return figure
-
-
-def where(figures: dict[str, Any]) -> str:
-    """The device in a few words."""
-    return f"{figures['cores']} CPU cores" if figures["device"] == "cpu" else figures["kind"]
