@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jax_sparse_grad as jsg
+from helpers.matrices import bits
 
 tf = pytest.importorskip("tensorflow", reason="no TensorFlow (extra `bench-tensorflow`)", exc_type=ImportError)
 
@@ -37,10 +38,6 @@ def draw(rng, size, dtype):
     return values
 
 
-def bits(array):
-    return np.ascontiguousarray(array).view(np.uint8)
-
-
 def thresholds(dtype):
     """In the dtype that TensorFlow asks for: that of the magnitude."""
     real = np.empty(0, dtype).real.dtype
@@ -59,41 +56,34 @@ def their_sum_and_gradients(rng, shape, a, x, b, y, thresh):
     return tuple(np.asarray(array) for array in arrays)
 
 
-def check(total, grads, indices, values, a_grad, b_grad):
-    nnz = len(indices)
-    np.testing.assert_array_equal(total.sum_indices[:nnz], indices)
-    for ours, theirs in zip((total.sum_values[:nnz], *grads), (values, a_grad, b_grad), strict=True):
-        np.testing.assert_array_equal(bits(ours), bits(theirs))
+def run(a, x, b, y, thresh, backprop, shape):
+    total = jsg.sparse_add(a, x, shape, b, y, shape, thresh)
+    return total, jsg.sparse_add_grad(backprop, a, b, total.sum_indices, shape=shape)
 
 
 # Indices are treated alike whatever the type of values, and values whatever the number of dimensions.
-@pytest.mark.parametrize(("dtype", "shape"), [*((each, (6, 7)) for each in DTYPES), *(("float32", s) for s in SHAPES)])
-def test_sum_and_gradients_are_the_same_bits_under_jit(x64, rng, shape, dtype):
-    @jax.jit
-    def run(a, x, b, y, thresh, backprop):
-        total = jsg.sparse_add(a, x, shape, b, y, shape, thresh)
-        return total, jsg.sparse_add_grad(backprop, a, b, total.sum_indices, shape=shape)
+PAIRS = [*((dtype, (6, 7)) for dtype in DTYPES), *(("float32", shape) for shape in SHAPES)]
+COMPILED = [("float32", (6, 7)), ("complex128", (2, 3, 2, 4))]
 
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "compiled"),
+    [*((*pair, False) for pair in PAIRS), *((*pair, True) for pair in COMPILED)],
+)
+def test_sum_and_gradients_are_the_same_bits(x64, rng, dtype, shape, compiled):
+    ours = jax.jit(run, static_argnums=6) if compiled else run
     for overlap in (0.0, 0.5, 1.0):
         a, b = cells_of(rng, shape, overlap)
         x, y = draw(rng, len(a), dtype), draw(rng, len(b), dtype)
         for thresh in thresholds(dtype):
             indices, values, backprop, *grads = their_sum_and_gradients(rng, shape, a, x, b, y, thresh)
-            padded = np.concatenate([backprop, np.ones(len(a) + len(b) - len(backprop), dtype)])
-            check(*run(a, x, b, y, thresh, padded), indices, values, *grads)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "int32"])
-@pytest.mark.parametrize("overlap", [0.0, 0.5, 1.0])
-def test_sum_and_gradients_are_the_same_bits_eagerly(rng, overlap, dtype):
-    shape = (6, 7)
-    a, b = cells_of(rng, shape, overlap)
-    x, y = draw(rng, len(a), dtype), draw(rng, len(b), dtype)
-    for thresh in thresholds(dtype):
-        indices, values, backprop, *grads = their_sum_and_gradients(rng, shape, a, x, b, y, thresh)
-        total = jsg.sparse_add(a, x, shape, b, y, shape, thresh)
-        assert len(total.sum_values) == len(values)
-        check(total, jsg.sparse_add_grad(backprop, a, b, total.sum_indices), indices, values, *grads)
+            if compiled:  # with as many elements as both have
+                backprop = np.concatenate([backprop, np.ones(len(a) + len(b) - len(backprop), dtype)])
+            total, our_grads = ours(a, x, b, y, thresh, backprop, shape)
+            assert len(total.sum_values) == len(backprop)
+            np.testing.assert_array_equal(total.sum_indices[: len(indices)], indices)
+            for mine, theirs in zip((total.sum_values[: len(indices)], *our_grads), (values, *grads), strict=True):
+                np.testing.assert_array_equal(bits(mine), bits(theirs))
 
 
 @pytest.mark.parametrize("thresh", [0.0, 0.4])

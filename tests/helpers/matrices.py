@@ -83,6 +83,11 @@ def as_bcoo(x):
     return BCOO((x.data, np.stack([rows, columns], axis=-1)), shape=x.shape)
 
 
+def bits(array):
+    """The bytes of an array, by which zeros of either sign and NaN differ."""
+    return np.ascontiguousarray(array).view(np.uint8).tolist()
+
+
 def check_canonical(total):
     """Sorted, unique, padding last, in every batch; and its flags say so."""
     assert total.indices_sorted
