@@ -43,13 +43,6 @@ def test_bcsr_and_bcsr_give_a_bcsr(rng, layout, add):
     assert np.all(np.asarray(total.indptr)[..., 0] == 0)
 
 
-def test_bcoo_and_bcsr_give_a_bcoo(rng):
-    x, y = random_bcoo(rng), random_bcsr(rng)
-    for total in (jsg.add(x, y), jsg.add(y, x)):
-        assert isinstance(total, BCOO)
-        np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
-
-
 def test_dtypes_promote(rng):
     x = random_bcoo(rng, dtype=np.int16, index_dtype=np.int8)
     y = random_bcoo(rng, dtype=np.float32, index_dtype=np.uint8)

@@ -20,6 +20,7 @@ def test_any_number_and_mixture(rng):
     for total in (jsg.add_n(operands), jsg.add_n(iter(operands))):
         np.testing.assert_array_equal(to_dense(total), dense)
         check_canonical(total)
+        assert isinstance(total, BCOO)
     assert isinstance(jsg.add_n(operands[1::2]), BCSR)
     np.testing.assert_array_equal(jsg.add_n([*operands, dense, dense]), 3 * dense)
     single = jsg.add_n(operands[:1], nse=9)

@@ -72,22 +72,17 @@ class Wrapped:
 
 
 @pytest.mark.parametrize("make", [random_bcoo, random_bcsr])
-def test_wrappers_are_held_by_containers_and_hold_them(rng, make):
-    x, y = make(rng), make(rng)
+def test_wrappers_hold_containers_their_arrays_dense_arrays_and_weights(rng, make):
+    x, y, dense = make(rng), make(rng), jnp.asarray(random_values(rng, SHAPE))
     wrap = lambda x: jax.tree.map(Wrapped, x)  # noqa: E731
 
     def add(x, y):
-        return [jsg.add(f(x), g(y)) for f, g in ((wrap, wrap), (wrap, lambda y: y), (Wrapped, wrap))]
+        return [jsg.add(wrap(x), wrap(y)), jsg.add(wrap(x), y), jsg.add(Wrapped(x), wrap(y))]
 
     for total in add(x, y):
         np.testing.assert_array_equal(to_dense(total), to_dense(x) + to_dense(y))
     assert jax.eval_shape(add, x, y)[0].shape == SHAPE
     assert isinstance(jax.tree.leaves(wrap(x))[0], Wrapped)
-
-
-def test_wrappers_hold_dense_arrays_and_weights(rng):
-    x, dense = random_bcoo(rng), random_values(rng, SHAPE)
-    np.testing.assert_array_equal(jsg.add(x, Wrapped(jnp.asarray(dense))), to_dense(x) + dense)
+    np.testing.assert_array_equal(jsg.add(x, Wrapped(dense)), to_dense(x) + dense)
     for weights in ([Wrapped(jnp.float32(2)), 3], Wrapped(jnp.array([2.0, 3.0]))):
-        total = jsg.add_n([x, dense], weights=weights)
-        np.testing.assert_array_equal(total, 2 * to_dense(x) + 3 * dense)
+        np.testing.assert_array_equal(jsg.add_n([x, dense], weights=weights), 2 * to_dense(x) + 3 * dense)

@@ -52,14 +52,6 @@ def test_pattern_slots_values_and_gradients_of_any_number_of_operands(rng, count
         chex.assert_trees_all_equal(gradients, tuple(at_rows(table, each, SHAPE) for each in rows))
 
 
-def test_many_duplicates_of_one_entry_are_all_counted(rng):
-    # Runs longer than any power of two below them, beside runs of one.
-    cells = np.repeat(np.arange(6), [1, 37, 2, 64, 5, 19])
-    indices, values = rng.permutation(cells).reshape(-1, 1), random_values(rng, (len(cells), 3))
-    plan = jsg.plan_sparse_add(indices, shape=(6,))
-    np.testing.assert_array_equal(plan(values), to_dense(indices, values, (6,)))
-
-
 def test_indices_that_are_closed_over_are_concrete(rng):
     a, b = (random_operand(rng, "all", 9)[0] for _ in range(2))
     assert jax.eval_shape(lambda: plan_of(a, b)).nse == plan_of(a, b).nse
@@ -110,12 +102,6 @@ def test_a_lone_entry_arrives_and_its_gradient_returns_bit_for_bit(count):
         cotangent = np.tile(special, count + 1)[: len(total)]
         for gradient in pull(jnp.asarray(cotangent)):
             assert bits(gradient) == bits(special)
-
-
-def test_a_scalar_tensor_has_no_columns():
-    plan = jsg.plan_sparse_add(np.zeros((1, 0), np.int32), np.zeros((2, 0), np.int32), shape=())
-    assert plan.indices.shape == (1, 0)
-    np.testing.assert_array_equal(plan(np.array([1.0]), np.array([10.0, 100.0])), [111.0])
 
 
 def test_a_plan_is_a_pytree_of_integers(rng):

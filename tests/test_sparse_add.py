@@ -13,7 +13,7 @@ from helpers.samples import FORMS, SHAPE, random_coo, random_operand, random_val
 
 def check_sum(output, a, x, b, y, shape):
     """The output is the dense sum on the union pattern, padded behind it."""
-    indices, values = np.asarray(output.sum_indices), np.asarray(output.sum_values)
+    indices, values = np.asarray(output.sum_indices).astype(np.int64), np.asarray(output.sum_values)
     check_rows(indices, shape)
     expected = union_indices(a, b, shape=shape)
     np.testing.assert_array_equal(indices[: len(expected)], expected)
@@ -85,12 +85,10 @@ def test_no_shape_overflows(rng, shape, wide):
         rows[0], rows[1] = 0, np.array(shape) - 1
         a, b = rows[:8], rows[4:]
         output = jsg.sparse_add(a, np.arange(8), shape, b, np.arange(8) * 10, shape)
-        expected = union_indices(a, b, shape=shape)
+        expected, numbers = np.unique(np.concatenate([a, b]), axis=0, return_inverse=True)
         np.testing.assert_array_equal(output.sum_indices, expected)
-        table = {tuple(r): v for r, v in zip(a.tolist(), range(8), strict=True)}
-        for r, v in zip(b.tolist(), range(8), strict=True):
-            table[tuple(r)] = table.get(tuple(r), 0) + 10 * v
-        assert output.sum_values.tolist() == [table[tuple(r)] for r in expected.tolist()]
+        terms = np.concatenate([np.arange(8), np.arange(8) * 10])
+        np.testing.assert_array_equal(output.sum_values, np.bincount(numbers.reshape(-1), terms))
 
 
 def test_64_bit_indices_beyond_32_bits(x64):
@@ -109,9 +107,12 @@ def test_64_bit_indices_beyond_32_bits(x64):
         assert [g.tolist() for g in gradients] == [[3.0, 1.0], [0.0, 0.0]]
 
 
-@pytest.mark.parametrize("dtypes", [("int8", "int32"), ("uint8", "int8"), ("uint16", "uint16"), ("int32", "uint8")])
+@pytest.mark.parametrize(
+    "dtypes", [("int8", "int32"), ("uint8", "int8"), ("uint16", "uint16"), ("int4", "int4"), ("uint4", "uint4")]
+)
 def test_index_dtypes_promote(rng, dtypes):
     (a, x), (b, y) = (random_coo(rng, SHAPE, 5) for _ in range(2))
+    dtypes = [*map(jnp.dtype, dtypes)]
     output = jsg.sparse_add(a.astype(dtypes[0]), x, SHAPE, b.astype(dtypes[1]), y, SHAPE)
     assert output.sum_indices.dtype == jnp.promote_types(*dtypes)
     check_sum(output, a, x, b, y, SHAPE)
@@ -195,19 +196,26 @@ class TestThreshold:
     @pytest.mark.parametrize(
         ("dtype", "thresholds"),
         [
-            (np.int32, (1, 2, 1.5, np.float32(1.0), 2**31, 2**32)),
-            (np.int8, (128, 129, 1e9)),
-            (np.uint8, (255, 256)),
-            (np.uint32, (np.uint32(2**32 - 1), 2.0**32, 1e30)),
+            ("int32", (1, 2, 1.5, np.float32(1.0), 2**31, 2**32)),
+            ("int8", (128, 129, 1e9)),
+            ("uint8", (255, 256)),
+            ("uint32", (np.uint32(2**32 - 1), 2.0**32, 1e30)),
+            ("int4", (2, 8, 9.0, 300)),
+            ("uint2", (1, 2.5, 300)),
+            ("float8_e5m2", (0.5, 2, 8)),
         ],
     )
-    def test_compares_integers(self, dtype, thresholds):
-        limits = np.iinfo(dtype)
-        candidates = [v for v in (0, 1, -1, 127, -128, 255, 2**32 - 1, -(2**31)) if limits.min <= v <= limits.max]
-        index, values = np.arange(len(candidates)).reshape(-1, 1), np.array(candidates, dtype)
+    def test_compares_numbers_of_any_width(self, dtype, thresholds):
+        """The magnitude of the least integer overflows."""
+        dtype = jnp.dtype(dtype)
+        candidates = np.array([0, 1, -1, 3, -8, 127, -128, 255, 2**32 - 1, -(2**31)])
+        values = candidates.astype(dtype)
+        values = values[values.astype(float) == candidates]
+        index = np.arange(len(values)).reshape(-1, 1)
         for thresh in thresholds:
             output = jsg.sparse_add(index, values, (9,), index, np.zeros_like(values), (9,), thresh)
-            assert output.sum_values.tolist() == [v for v in candidates if abs(v) >= thresh]
+            kept = np.abs(values.astype(float)) >= thresh
+            np.testing.assert_array_equal(np.asarray(output.sum_values).astype(float), values[kept].astype(float))
 
     def test_hybrid_entries_go_only_as_a_whole(self):
         index = np.array([[0], [1]])
@@ -220,13 +228,6 @@ class TestThreshold:
         a = np.array([[1], [0], [1]])
         output = jsg.sparse_add(a, [0.3, 5.0, 0.3], (2,), np.array([[1]]), [0.3], (2,), 0.5)
         np.testing.assert_allclose(output.sum_values, [5.0, 0.9], rtol=1e-6)
-
-    def test_concrete_indices_are_checked_under_jit(self):
-        def add(values):
-            return jsg.sparse_add([[0], [4]], values, (3,), [[1]], [1.0], (3,), 0.5).sum_values
-
-        with pytest.raises(ValueError, match=r"`a_indices` must lie in \[0, \(3,\)\), .* row 1 is \[4\]"):
-            jax.jit(add)(jnp.ones(2))
 
     def test_stored_number_of_entries_counts_what_stays(self):
         assert len(self.add(self.x, self.y, 0.75, nse=4).sum_values) == 4
@@ -254,12 +255,6 @@ def test_overflow_poisons_values_and_gradients_under_jit(rng):
     assert np.all(np.isnan(values))
     stored = [row in union_indices(a, b, shape=SHAPE)[:5].tolist() for row in a.tolist()]
     np.testing.assert_array_equal(np.isnan(gradient), stored)
-
-
-def test_strict_promotion_and_lists_are_accepted():
-    with jax.numpy_dtype_promotion("strict"):
-        output = jsg.sparse_add([[0, 1]], [1.0], [2, 2], [[0, 1], [1, 0]], [2.0, 3.0], [2, 2], 0.5)
-        assert output.sum_values.tolist() == [3.0, 3.0]
 
 
 def test_a_threshold_finds_no_union_of_indices_that_are_known(rng):

@@ -2,7 +2,6 @@
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -122,11 +121,3 @@ def test_the_differences_are_the_stated_ones():
     assert theirs.sum_indices.numpy().tolist() == [[0], [1], [0]]
     ours = jsg.sparse_add(unsorted, [1.0, 2.0], (2,), one, [4.0], (2,))
     assert (ours.sum_indices.tolist(), ours.sum_values.tolist()) == ([[0], [1]], [6.0, 1.0])
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "uint8", "uint32"])
-def test_dtypes_of_the_signature_without_a_kernel_work_here(dtype):
-    index, value = np.array([[0]]), np.ones(1, jnp.dtype(dtype))
-    with pytest.raises((tf.errors.NotFoundError, tf.errors.InvalidArgumentError)):
-        tf.raw_ops.SparseAddGrad(backprop_val_grad=value, a_indices=index, b_indices=index, sum_indices=index)
-    assert jsg.sparse_add_grad(value, index, index, index).a_val_grad.dtype == dtype
