@@ -17,7 +17,7 @@ BATCHES = ((3, *SHAPE), 1, 0)
 
 
 # Compiled, BCOO has one pattern and BCSR batches of them.
-@pytest.mark.parametrize(("layout", "add"), [*((layout, jsg.add) for layout in LAYOUTS), (LAYOUTS[0], add)], ids=str)
+@pytest.mark.parametrize(("layout", "add"), [*((layout, jsg.add) for layout in LAYOUTS), (LAYOUTS[0], add)])
 def test_bcoo_and_bcoo_give_a_bcoo(rng, layout, add):
     # Flags that claim what is not so must not matter.
     x = random_bcoo(rng, layout, indices_sorted=True, unique_indices=True)
@@ -31,7 +31,7 @@ def test_bcoo_and_bcoo_give_a_bcoo(rng, layout, add):
     assert total.nse == (entries if add is jsg.add else x.nse + y.nse)
 
 
-@pytest.mark.parametrize(("layout", "add"), [(LAYOUTS[0], jsg.add), (LAYOUTS[1], jsg.add), (BATCHES, add)], ids=str)
+@pytest.mark.parametrize(("layout", "add"), [(LAYOUTS[0], jsg.add), (LAYOUTS[1], jsg.add), (BATCHES, add)])
 def test_bcsr_and_bcsr_give_a_bcsr(rng, layout, add):
     x, y = random_bcsr(rng, layout), random_bcsr(rng, layout, nse=5)
     total = add(x, y)
@@ -157,11 +157,7 @@ class TestGradients:
     def test_by_the_gradient_of_jax_sparse(self, rng, table):
         x, y = random_bcoo(rng), random_bcoo(rng)
         weights = at_rows(table, jsg.add(x, y).indices, SHAPE)
-        gradient = jax.jit(
-            lambda data: sparse.grad(lambda x: jnp.vdot(weights, jsg.add(x, y).data))(
-                BCOO((data, x.indices), shape=SHAPE)
-            )
-        )(x.data)
+        gradient = sparse.grad(lambda x: jnp.vdot(weights, jsg.add(x, y).data))(x)
         assert isinstance(gradient, BCOO)
         np.testing.assert_array_equal(gradient.indices, x.indices)
         np.testing.assert_array_equal(gradient.data, at_rows(table, x.indices, SHAPE))

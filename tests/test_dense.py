@@ -8,7 +8,7 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 import jax_sparse_grad as jsg
-from helpers.matrices import as_bcoo, at_rows, bits, to_dense
+from helpers.matrices import bits, to_dense
 from helpers.samples import LAYOUTS, SHAPE, random_bcoo, random_bcsr, random_values
 
 
@@ -26,15 +26,6 @@ def test_what_lies_outside_adds_nothing_under_jit():
     total, pull = jax.vjp(lambda *v: add(rows, *v), data, jnp.array([-0.0, -0.0, 5.0]))
     assert [*map(str, total)] == ["1.0", "-0.0", "9.0"]
     chex.assert_trees_all_equal(pull(jnp.arange(1.0, 4)), (jnp.array([1.0, 0, 0, 3]), jnp.arange(1.0, 4)))
-
-
-def test_gradients_of_both(rng):
-    table = random_values(rng, SHAPE)
-    for x in (random_bcoo(rng), random_bcsr(rng)):
-        _, pull = jax.vjp(jsg.add, x, jnp.zeros(SHAPE))
-        of_x, of_dense = pull(jnp.asarray(table))
-        np.testing.assert_array_equal(of_x.data, at_rows(table, as_bcoo(x).indices, SHAPE))
-        np.testing.assert_array_equal(of_dense, table)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float8_e5m2], ids=lambda dtype: dtype.__name__)

@@ -64,23 +64,12 @@ def wide(values):
     return values.astype(np.complex128 if jnp.issubdtype(values.dtype, jnp.complexfloating) else np.float64)
 
 
-def narrow(values, dtype):
-    """What a sum in a dtype holds of wide numbers: integers wrap round."""
-    if not is_integer(dtype):
-        return values
-    bits = jnp.iinfo(dtype).bits
-    if bits < 64:
-        low = (values & values.dtype.type(2**bits - 1)).astype(np.int64)
-        return np.where(low > int(jnp.iinfo(dtype).max), low - 2**bits, low)
-    return values
-
-
 def dense_sum(operands, dtype, start=None):
     total = np.zeros(SHAPE, wide(np.zeros(0, dtype)).dtype) if start is None else wide(start)
     for rows, values in operands:
         inside = rows[:, 0] < SHAPE[0]
         np.add.at(total, tuple(rows[inside].T), wide(values)[inside])
-    return narrow(total, dtype)
+    return wide(total.astype(dtype))  # integers wrap round
 
 
 def poison_of(dtype):

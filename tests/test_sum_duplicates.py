@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.sparse
 from jax.experimental.sparse import BCOO
 
 import jax_sparse_grad as jsg
@@ -60,15 +59,6 @@ def test_zeros_of_a_shared_pattern_go_if_they_are_zero_in_all_batches():
 def test_entries_that_cancel_stay():
     x = column(np.array([1.0, 0, -1], np.float32), [3, 3, 3])
     assert jsg.sum_duplicates(x, remove_zeros=True).data.tolist() == [0.0]
-
-
-def test_padding_of_a_sum_is_stripped(rng):
-    x, y = random_bcoo(rng), random_bcoo(rng)
-    total = jsg.sum_duplicates(jsg.add(x, y, nse=20))
-    assert total.nse == len(union_indices(x.indices, y.indices, shape=SHAPE))
-    rows, columns = np.asarray(total.indices).T
-    matrix = scipy.sparse.coo_array((np.asarray(total.data), (rows, columns)), shape=SHAPE)
-    np.testing.assert_array_equal(matrix.todense(), to_dense(x) + to_dense(y))
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
