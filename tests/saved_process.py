@@ -6,10 +6,13 @@ import sys
 
 import jax
 import numpy as np
-from jax import export
-from jax.sharding import NamedSharding, PartitionSpec
 
-import jax_sparse_grad as jsg
+sys.modules["flatbuffers"] = None  # importing needs none
+import jax_sparse_grad as jsg  # noqa: E402
+
+del sys.modules["flatbuffers"]
+from jax import export  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 
 def check(actual, expected):
@@ -28,12 +31,10 @@ def main(folder):
     check(call("by plan", plan, u, v), expected["sum"])
     check(jax.grad(lambda u: (call("by plan", plan, u, v) ** 2).sum())(u), expected["gradient"])
     check(read("plan")(u, v), expected["sum"])
-    made, total, gradients = call("trees", a, u, b, v)
+    made, total, gradients = call("trees", plan, u, v)
     assert isinstance(made, jsg.SparseAddPlan)
-    assert (made.shape, made.nse) == (shape, len(u) + len(v))
-    check(made(u, v)[: len(expected["sum"])], expected["sum"])
-    assert isinstance(total, jsg.SparseAddOutput)
-    check(total.sum_values[: len(expected["sum"])], expected["sum"])
+    check(made(u, v), expected["sum"])
+    check(total, jsg.SparseAddOutput(plan.indices, expected["sum"], shape))
     check(gradients, jsg.SparseAddGradOutput(*expected["cotangents"]))
 
     x, plan = read("sharded"), read("sharded plan")

@@ -64,23 +64,12 @@ def wide(values):
     return values.astype(np.complex128 if jnp.issubdtype(values.dtype, jnp.complexfloating) else np.float64)
 
 
-def narrow(values, dtype):
-    """What a sum in a dtype holds of wide numbers: integers wrap round."""
-    if not is_integer(dtype):
-        return values
-    bits = jnp.iinfo(dtype).bits
-    if bits < 64:
-        low = (values & values.dtype.type(2**bits - 1)).astype(np.int64)
-        return np.where(low > int(jnp.iinfo(dtype).max), low - 2**bits, low)
-    return values
-
-
 def dense_sum(operands, dtype, start=None):
     total = np.zeros(SHAPE, wide(np.zeros(0, dtype)).dtype) if start is None else wide(start)
     for rows, values in operands:
         inside = rows[:, 0] < SHAPE[0]
         np.add.at(total, tuple(rows[inside].T), wide(values)[inside])
-    return narrow(total, dtype)
+    return wide(total.astype(dtype))  # integers wrap round
 
 
 def poison_of(dtype):
@@ -92,8 +81,9 @@ def poison_of(dtype):
 
 @pytest.fixture(scope="module")
 def overflowed():
-    """A plan of A and B with one slot too few. Like all patterns here, made once for all types of values."""
-    return jax.jit(lambda a, b: jsg.plan_sparse_add(a, b, shape=SHAPE, nse=5))(A, B)
+    """A plan of A and B with one slot too few: in a batch that is not refused."""
+    plans = jax.vmap(lambda a: jsg.plan_sparse_add(a, B, shape=SHAPE, nse=5))(A[None])
+    return jax.tree.map(lambda leaf: leaf[0], plans)
 
 
 def all_of_them(overflowed, va, vb, vc, dense, cotangent):
@@ -115,14 +105,14 @@ def all_of_them(overflowed, va, vb, vc, dense, cotangent):
 
 
 TRACED = jax.jit(all_of_them)
-OFTEN = ["int4", "int8", "uint64", "bfloat16", "complex64", "float8_e4m3fnuz"]  # the others take another path nowhere
+# The others take another path nowhere.
+COMPILED = ["int4", "uint2", "int8", "uint64", "bfloat16", "complex64", "float8_e4m3fnuz"]
 
 
 @pytest.mark.parametrize(
     ("sums", "name"),
     [pytest.param(all_of_them, name, id=f"eager-{name}") for name in SUMMED]
-    + [pytest.param(TRACED, name, id=f"jit-{name}") for name in OFTEN]
-    + [pytest.param(TRACED, name, id=f"jit-{name}", marks=pytest.mark.slow) for name in SUMMED if name not in OFTEN],
+    + [pytest.param(TRACED, name, id=f"jit-{name}") for name in COMPILED],
 )
 def test_sums_and_gradients_of_every_numeric_type(sums, name, overflowed, rng, x64):
     dtype = DTYPES[name]
@@ -154,21 +144,6 @@ def test_sums_and_gradients_of_every_numeric_type(sums, name, overflowed, rng, x
             np.testing.assert_array_equal(wide(actual), grad, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["int4", "uint2", "float8_e5m2"])
-def test_thresholds_of_narrow_types(name, rng):
-    dtype = DTYPES[name]
-    va, vb = draw(rng, len(A), dtype), draw(rng, len(B), dtype)
-    if name == "int4":
-        va[[1, 2, 4]], vb[1] = 0, -8  # the least integer, whose magnitude overflows
-    total = dense_sum([(A, va), (B, vb)], dtype)[tuple(UNION.T)]
-    in_both = np.array([row.tolist() in A.tolist() and row.tolist() in B.tolist() for row in UNION])
-    for thresh in (2, 8, 9.0, 300):
-        kept = ~(in_both & (np.abs(total) < thresh))
-        actual = jsg.sparse_add(A, va, SHAPE, B, vb, SHAPE, np.float32(thresh))
-        np.testing.assert_array_equal(actual.sum_indices, UNION[kept])
-        np.testing.assert_array_equal(wide(actual.sum_values), total[kept])
-
-
 @pytest.mark.parametrize("name", [name for name in REFUSED if name in DTYPES])
 def test_types_that_cannot_be_added_are_refused(name):
     values = np.ones(2, DTYPES[name])
@@ -187,12 +162,3 @@ def test_bool_says_what_to_cast_to():
     plan = jsg.plan_sparse_add(np.array([[0, 0]]), shape=SHAPE)
     with pytest.raises(TypeError, match=re.escape("got bool; cast it, `values[0].astype(jnp.int32)` to count")):
         plan(np.array([True]))
-
-
-@pytest.mark.parametrize("name", ["int4", "uint2"])
-def test_indices_of_narrow_types(name):
-    a, b = np.array([[1], [0]]).astype(DTYPES[name]), np.array([[1]]).astype(DTYPES[name])
-    total = jsg.sparse_add(a, np.array([1.0, 2.0]), (2,), b, np.array([4.0]), (2,))
-    assert total.sum_indices.dtype == DTYPES[name]
-    np.testing.assert_array_equal(np.asarray(total.sum_indices).astype(int), [[0], [1]])
-    np.testing.assert_array_equal(total.sum_values, [2, 5])

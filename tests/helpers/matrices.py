@@ -72,8 +72,10 @@ def as_bcsr(x):
 
 
 def as_bcoo(x):
-    """A BCSR by coordinates, as numpy arrays."""
+    """A matrix by coordinates, as numpy arrays."""
     x = jax.device_get(x)
+    if isinstance(x, BCOO):
+        return x
     rows = np.empty(x.indices.shape, x.indices.dtype)
     for batch in np.ndindex(x.indices.shape[:-1]):
         starts = x.indptr[batch]
@@ -83,12 +85,16 @@ def as_bcoo(x):
     return BCOO((x.data, np.stack([rows, columns], axis=-1)), shape=x.shape)
 
 
+def bits(array):
+    """The bytes of an array, by which zeros of either sign and NaN differ."""
+    return np.ascontiguousarray(array).view(np.uint8).tolist()
+
+
 def check_canonical(total):
     """Sorted, unique, padding last, in every batch; and its flags say so."""
     assert total.indices_sorted
     assert total.unique_indices
-    coordinates = as_bcoo(total) if isinstance(total, BCSR) else jax.device_get(total)
-    check_rows(coordinates.indices, total.shape[total.n_batch :][: total.n_sparse])
+    check_rows(as_bcoo(total).indices, total.shape[total.n_batch :][: total.n_sparse])
 
 
 def check_rows(indices, shape):

@@ -11,8 +11,14 @@ from helpers.matrices import as_bcsr, is_entry
 
 SHAPE = (6, 7)
 NSE = 7
-# Shape, n_batch, n_dense: a matrix, a batch of them, a batch of hybrid ones, no sparse dimension at all.
-LAYOUTS = [(SHAPE, 0, 0), ((2, 3, 4, 5), 2, 0), ((3, 4, 5, 2), 1, 1), ((2, 3), 2, 0)]
+# Shape, n_batch, n_dense: a matrix, batches of hybrid ones, no sparse dimension at all.
+LAYOUTS = [(SHAPE, 0, 0), ((2, 3, 4, 5, 2), 2, 1), ((2, 3), 2, 0)]
+FORMS = {
+    "canonical": {},
+    "shuffled": {"shuffled": True},
+    "duplicates": {"duplicates": 4},
+    "all": {"shuffled": True, "duplicates": 4, "padding": 2},
+}
 
 
 def random_values(rng, shape, dtype=np.float32):
@@ -52,6 +58,17 @@ def random_coo(rng, shape, nnz, dtype=np.float32, *, dense=(), duplicates=0, pad
     if shuffled:
         indices = rng.permutation(indices)
     return indices, random_values(rng, (len(indices), *dense), dtype)
+
+
+def random_operand(rng, form, size=15, shape=SHAPE, **options):
+    """Indices and values in one of the forms: of one length, so that one program serves them all."""
+    form = FORMS[form]
+    return random_coo(rng, shape, size - form.get("duplicates", 0) - form.get("padding", 0), **form, **options)
+
+
+def column(data, rows, size=6):
+    """A sparse vector."""
+    return BCOO((jnp.asarray(data), jnp.asarray(rows, jnp.int32).reshape(-1, 1)), shape=(size,))
 
 
 def random_bcoo(rng, layout=LAYOUTS[0], dtype=np.float32, nse=NSE, padding=2, index_dtype=np.int32, **flags):
