@@ -14,7 +14,7 @@ from helpers.matrices import at_rows, is_entry, to_dense, union_indices
 
 # A few shapes and one length, so that a few compilations serve all examples; padding makes the lengths differ.
 LENGTH = 9
-SHAPES = [(), (5,), (3, 4), (2, 1, 3), (2**31 - 1, 3), (2**20, 2**20, 2**20)]
+SHAPES = [(), (3, 4), (2**31 - 1, 3), (2**20, 2**20, 2**20)]
 
 
 @st.composite
@@ -39,9 +39,12 @@ def tensors(draw, in_bounds=True):
 
 @partial(jax.jit, static_argnums=0)
 def add_and_pull(shape, a, b, x, y, weight):
-    output, pull = jax.vjp(lambda x, y: jsg.sparse_add(a, x, shape, b, y, shape, nse=2 * LENGTH).sum_values, x, y)
-    plan = jsg.plan_sparse_add(a, b, shape=shape, nse=2 * LENGTH)
-    return plan.indices, plan.nnz, output, plan(x, y), pull(weight)
+    def add(x, y):
+        output = jsg.sparse_add(a, x, shape, b, y, shape, nse=2 * LENGTH)
+        return output.sum_values, output.sum_indices
+
+    values, pull, indices = jax.vjp(add, x, y, has_aux=True)
+    return indices, values, pull(weight)
 
 
 def corner(indices, shape):
@@ -50,33 +53,31 @@ def corner(indices, shape):
     return np.where(is_entry(indices, shape).reshape(-1, 1), indices, np.array(small, np.int32)), small
 
 
-def check(shape, a, b, x, y, weights):
+def check(example):
+    shape, a, b, x, y, weights = example
     cotangent = np.concatenate([weights, weights])
     # By numpy from here on: JAX would compile for each length that is cut off.
-    indices, nnz, values, planned, gradients = jax.device_get(add_and_pull(shape, a, b, x, y, cotangent))
+    indices, values, gradients = jax.device_get(add_and_pull(shape, a, b, x, y, cotangent))
     expected = union_indices(a, b, shape=shape)
-    assert nnz == len(expected)
+    nnz = len(expected)
     np.testing.assert_array_equal(indices[:nnz], expected)
     assert np.all(indices[nnz:] == np.array(shape, np.int32))
-    np.testing.assert_array_equal(values, planned)
     np.testing.assert_array_equal(values[nnz:], 0)
 
     (total, small), (a_rows, _), (b_rows, _) = (corner(rows, shape) for rows in (expected, a, b))
     dense = to_dense(a_rows, x, small) + to_dense(b_rows, y, small)
-    np.testing.assert_array_equal(to_dense(total, values[: len(expected)], small), dense)
-    table = to_dense(total, cotangent[: len(expected)], small)
+    np.testing.assert_array_equal(to_dense(total, values[:nnz], small), dense)
+    table = to_dense(total, cotangent[:nnz], small)
     for rows, gradient in zip((a_rows, b_rows), gradients, strict=True):
         np.testing.assert_array_equal(gradient, at_rows(table, rows, small))
+    return indices, values, *gradients
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=100)
 @hypothesis.given(tensors() | tensors(in_bounds=False))
 def test_sums_and_gradients_of_anything_are_right_and_commute(example):
     """What lies out of bounds counts as padding under `jit`."""
-    check(*example)
     shape, a, b, x, y, weights = example
-    cotangent = np.concatenate([weights, weights])
-    forwards, backwards = add_and_pull(shape, a, b, x, y, cotangent), add_and_pull(shape, b, a, y, x, cotangent)
-    for one, other in zip((*forwards[:4], *forwards[4]), (*backwards[:4], *backwards[4][::-1]), strict=True):
+    forwards, backwards = check(example), check((shape, b, a, y, x, weights))
+    for one, other in zip(forwards, (*backwards[:2], *backwards[:1:-1]), strict=True):
         np.testing.assert_array_equal(one, other)
