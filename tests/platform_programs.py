@@ -46,15 +46,11 @@ def batched(arguments):
     return tuple(jax.ShapeDtypeStruct((4, *each.shape), each.dtype) for each in arguments)
 
 
-def plan_of(n):
-    """A plan made of two patterns in order, which share half of their entries."""
+def planned(n, *dense, dtype=np.float32):
+    """A plan made of two patterns in order, which share half of their entries, and values."""
     cells = np.linspace(0, SHAPE[0] * SHAPE[1] - 1, 3 * n // 2, dtype=np.int64)
     rows = np.stack(np.divmod(cells, SHAPE[1]), axis=1).astype(np.int32)
-    return jsg.plan_sparse_add(rows[:n], rows[-n:], shape=SHAPE)
-
-
-def planned(n, *dense, dtype=np.float32):
-    return plan_of(n), *[floats(n, *dense, dtype=dtype)] * 2
+    return jsg.plan_sparse_add(rows[:n], rows[-n:], shape=SHAPE), *[floats(n, *dense, dtype=dtype)] * 2
 
 
 def row_sharded(n, mesh):
@@ -69,11 +65,6 @@ def row_sharded(n, mesh):
 
 
 # Functions.
-
-
-def loss_and_gradients(add, *values):
-    """The sum of squares of a sum, and the gradients of its operands."""
-    return jax.value_and_grad(lambda *values: (add(*values) ** 2).sum(), tuple(range(len(values))))(*values)
 
 
 def with_gradients(add, *values):
@@ -93,10 +84,6 @@ def sparse_add(a, x, b, y, *, shape=SHAPE, **options):
 
 def sparse_add_with_gradients(a, x, b, y, **options):
     return with_gradients(lambda x, y: sparse_add(a, x, b, y, **options), x, y)
-
-
-def forward_and_backward(a, x, b, y):
-    return loss_and_gradients(lambda x, y: sparse_add(a, x, b, y).sum_values, x, y)
 
 
 def bcoo(a, x, b, y):
@@ -158,21 +145,11 @@ def batch_of_one_plan(plan, x, y):
     return jax.vmap(partial(with_gradients, plan))(x, y)
 
 
-def hessian_where_patterns_are_closed_over(x, y):
-    plan = plan_of(len(x))
-    return jax.hessian(lambda x: (plan(x, y) ** 3).sum())(x)
-
-
 def sharded_with_gradients(add, *operands):
     def add_data(*values):
         return add(*(x.with_data(data) for x, data in zip(operands, values, strict=True)))
 
     return with_gradients(add_data, *(x.data for x in operands))
-
-
-def sharded_plan(x, y):
-    plan = sharded.plan_sparse_add(x, y)
-    return plan, sharded_with_gradients(lambda x, y: plan.with_data(plan(x.data, y.data)), x, y)
 
 
 def sharded_sum_with_dense(x, dense):
@@ -195,9 +172,9 @@ class Program(NamedTuple):
 WITH_BUDGET = {
     "sparse_add": Program(sparse_add, pair),
     "sparse_add of canonical": Program(partial(sparse_add, assume_canonical=True), pair),
-    "forward and backward": Program(forward_and_backward, pair),
+    "forward and backward": Program(sparse_add_with_gradients, pair),
     "sparse_add_grad": Program(partial(jsg.sparse_add_grad, shape=SHAPE), gradient_of_pair),
-    "planned, forward and backward": Program(loss_and_gradients, planned),
+    "planned, forward and backward": Program(with_gradients, planned),
     "BCOO": Program(bcoo, pair),
 }
 # Some have keys of two words, `x64` of three.
@@ -219,8 +196,7 @@ WITHOUT_BUDGET = {
     "scalars": Program(sum_of_scalars, lambda n: (ints(n, 0), floats(n))),
     "scan": Program(scan, lambda n: (ints(4, n, 2), floats(4, n))),
     "plans in a loop": Program(plans_in_a_loop, lambda n: (*planned(n), ints(n, 2), ints(n, 2), ints())),
-    "batch of one plan": Program(batch_of_one_plan, lambda n: (plan_of(n), floats(4, n), floats(4, n))),
-    "hessian": Program(hessian_where_patterns_are_closed_over, lambda n: (floats(n), floats(n))),
+    "batch of one plan": Program(batch_of_one_plan, lambda n: (planned(n)[0], floats(4, n), floats(4, n))),
     "complex64": Program(with_gradients, partial(planned, dtype=np.complex64)),
     "complex128": Program(with_gradients, partial(planned, dtype=np.complex128), x64=True),
     "bfloat16": Program(with_gradients, lambda n: planned(n, 3, dtype=jnp.bfloat16)),
@@ -229,7 +205,6 @@ WITHOUT_BUDGET = {
     "sharded.add": Program(
         partial(sharded_with_gradients, sharded.add), lambda n, mesh: (row_sharded(n, mesh),) * 2, sharded=True
     ),
-    "sharded plan": Program(sharded_plan, lambda n, mesh: (row_sharded(n, mesh),) * 2, sharded=True),
     "sharded sum with dense": Program(
         sharded_sum_with_dense, lambda n, mesh: (row_sharded(n, mesh), floats(*MATRIX)), sharded=True
     ),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 import absent_devices
-from platform_programs import WITH_BUDGET, WITHOUT_BUDGET, compiled
+from platform_programs import WITHOUT_BUDGET, compiled
 
 pytestmark = pytest.mark.platforms
 

@@ -151,29 +151,20 @@ def test_rows_of_many_columns_and_batches_have_native_loops_on_a_cpu(rng):
 @pytest.mark.parametrize("shape", [SHAPE, WIDE, (2**31 - 1,) * 3, ()], ids=str)
 @pytest.mark.parametrize("batch", [(3,), (2, 3), (0,), (1,), (2, 0)], ids=str)
 def test_batches_by_numpy_have_unions_of_their_own(rng, shape, batch):
-    """With an operand that all batches share, and as many slots as the largest of their unions needs."""
+    """With an operand that all batches share; in as many slots as the largest union needs, or in fewer or more."""
     shared = random_rows(rng, shape, 8, ascending=False, unique=False).astype(np.int64)
     own = [random_rows(rng, shape, 20, ascending=False, unique=False) for _ in np.ndindex(batch)]
     rows = np.array(own, np.int64).reshape(*batch, 20, len(shape))
-    indices, slots, nnz = _host.find_union([rows, shared[(None,) * len(batch)]], shape)
     unions = {k: union([rows[k], shared], shape) for k in np.ndindex(batch)}
-    nse = max([len(entries) for entries, _ in unions.values()], default=0)
-    assert (nnz.shape, indices.shape) == (batch, (*batch, nse, len(shape)))
-    for k, (entries, numbers) in unions.items():
-        assert nnz[k] == len(entries)
-        np.testing.assert_array_equal(indices[k], padded(entries, shape, nse))
-        for got, expected in zip(slots, numbers, strict=True):
-            np.testing.assert_array_equal(got[k], expected)
-
-
-@pytest.mark.parametrize("nse", [0, 3, 60])
-def test_a_given_number_of_slots_cuts_or_pads_all_batches(rng, nse):
-    rows = random_rows(rng, SHAPE, 30, ascending=False, unique=False).reshape(2, 15, 2)
-    indices, _, nnz = _host.find_union([rows], SHAPE, nse)
-    for k in range(2):
-        entries, _ = union([rows[k]], SHAPE)
-        assert nnz[k] == len(entries)
-        np.testing.assert_array_equal(indices[k], padded(entries, SHAPE, nse))
+    largest = max([len(entries) for entries, _ in unions.values()], default=0)
+    for nse in (None, 0, 3, 60):
+        indices, slots, nnz = _host.find_union([rows, shared[(None,) * len(batch)]], shape, nse)
+        size = largest if nse is None else nse
+        assert (nnz.shape, indices.shape) == (batch, (*batch, size, len(shape)))
+        for k, (entries, numbers) in unions.items():
+            assert nnz[k] == len(entries)
+            np.testing.assert_array_equal(indices[k], padded(entries, shape, size))
+            check_slots([each[k] for each in slots], numbers)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint64])
