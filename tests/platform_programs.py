@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import checkify
 from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -19,9 +18,6 @@ from jax_sparse_grad.sharded._mesh import Layout
 
 SHAPE = (40_000, 40_000)
 MATRIX = (500, 300)
-
-
-# Arguments for a number of entries in each operand.
 
 
 def ints(*shape, dtype=np.int32):
@@ -64,9 +60,6 @@ def row_sharded(n, mesh):
     return sharded.RowSharded(data, indices, starts, nnz, Layout(MATRIX, mesh, "rows"))
 
 
-# Functions.
-
-
 def with_gradients(add, *values):
     """A sum, and the gradients of half the sum of its squares."""
 
@@ -95,13 +88,6 @@ def threshold(a, x, b, y, thresh):
     return sparse_add_with_gradients(a, x, b, y, shape=(2**31 - 1,) * 2, thresh=thresh, nse=len(x))
 
 
-def checkified(a, x, b, y):
-    def add(x, y):
-        return jsg.add(BCOO((x, a), shape=SHAPE), BCOO((y, b), shape=SHAPE))
-
-    return checkify.checkify(partial(with_gradients, add))(x, y)
-
-
 def add_n(indices, values, weights):
     def add(values, weights):
         operands = [BCOO(each, shape=SHAPE) for each in zip(values, indices, strict=True)]
@@ -115,10 +101,6 @@ def subtract_by_rows(x, columns, ends, y, more_columns, more_ends):
         return jsg.subtract(BCSR((x, columns, ends), shape=MATRIX), BCSR((y, more_columns, more_ends), shape=MATRIX))
 
     return with_gradients(subtract, x, y)
-
-
-def sum_of_scalars(a, x):
-    return with_gradients(lambda x: jsg.sum_duplicates(BCOO((x, a), shape=())), x)
 
 
 def scan(indices, values):
@@ -139,10 +121,6 @@ def plans_in_a_loop(plan, x, y, a, b, rounds):
         return jsg.plan_sparse_add(a, b, shape=SHAPE, nse=plan.nse), total + plan(x, y)
 
     return jax.lax.fori_loop(0, rounds, step, (plan, plan(x, y)))
-
-
-def batch_of_one_plan(plan, x, y):
-    return jax.vmap(partial(with_gradients, plan))(x, y)
 
 
 def sharded_with_gradients(add, *operands):
@@ -190,13 +168,10 @@ WITHOUT_BUDGET = {
         sparse_add_with_gradients, lambda n: (ints(0, 2), floats(0), ints(1, 2), floats(1))
     ),
     "batch of sparse_add_grad": Program(jax.vmap(jsg.sparse_add_grad), lambda n: batched(gradient_of_pair(n))),
-    "checkified": Program(checkified, pair),
     "add_n": Program(add_n, lambda n: ([ints(n, 2)] * 5, [floats(n)] * 5, floats(5))),
     "by rows": Program(subtract_by_rows, lambda n: (floats(n), ints(n), ints(MATRIX[0] + 1)) * 2),
-    "scalars": Program(sum_of_scalars, lambda n: (ints(n, 0), floats(n))),
     "scan": Program(scan, lambda n: (ints(4, n, 2), floats(4, n))),
     "plans in a loop": Program(plans_in_a_loop, lambda n: (*planned(n), ints(n, 2), ints(n, 2), ints())),
-    "batch of one plan": Program(batch_of_one_plan, lambda n: (planned(n)[0], floats(4, n), floats(4, n))),
     "complex64": Program(with_gradients, partial(planned, dtype=np.complex64)),
     "complex128": Program(with_gradients, partial(planned, dtype=np.complex128), x64=True),
     "bfloat16": Program(with_gradients, lambda n: planned(n, 3, dtype=jnp.bfloat16)),

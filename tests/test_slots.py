@@ -49,10 +49,11 @@ def check_slots(found, expected):
 on_all_platforms = pytest.mark.parametrize("platform", ["host", "cpu", "gpu", "tpu"])
 
 
-def compiled(method, static, columns, sizes):
-    """A method for index rows of these numbers; each test compiles its own, and gives it all its cases."""
+def compiled(methods, platform, static, columns, sizes):
+    """The method of a platform for so many index rows: each test compiles its own, and gives it all its cases."""
+    method = partial(getattr(methods, platform), static)
     rows = [jax.ShapeDtypeStruct((size, columns), np.uint32) for size in sizes]
-    return jax.jit(partial(method, static)).lower(*rows).compile()
+    return method if platform == "host" else jax.jit(method).lower(*rows).compile()
 
 
 def check_loops(program, others):
@@ -82,8 +83,7 @@ def check_loops(program, others):
 )
 def test_the_union(rng, platform, shape, canonical, sizes):
     """Of operands in any order, with duplicates and padding; or of canonical ones that are promised to be."""
-    method, static = getattr(_union._find, platform), _union._Sum(shape, NSE, canonical)
-    find = partial(method, static) if platform == "host" else compiled(method, static, len(shape), sizes)
+    find = compiled(_union._find, platform, _union._Sum(shape, NSE, canonical), len(shape), sizes)
     if canonical:
         draws = [[random_rows(rng, shape, n, ascending=True, unique=True) for n in sizes] for _ in range(3)]
         one_behind_the_other = random_rows(rng, shape, sum(sizes), ascending=True, unique=True)
@@ -105,10 +105,7 @@ def test_the_union(rng, platform, shape, canonical, sizes):
 
 
 def rows_that_just_fit_a_word_or_not(size, length):
-    """A sum and a list where the largest indices of the sum are numbers of one word and where not; both repeat rows.
-
-    Without a shape, indices beyond those of the sum must not be taken for others.
-    """
+    """Sums whose largest indices have keys of one word or not, and lists with indices beyond these."""
     for largest in (2**16 - 2, 2**16 - 1, 2**31 - 1, 2**32 - 1):
         sides = (largest, 2**16 - 1)
         total = np.array([[0, 0], [0, sides[1]], [1, 0], [sides[0], 0], sides], np.uint32)
@@ -116,16 +113,13 @@ def rows_that_just_fit_a_word_or_not(size, length):
         yield np.repeat(total, size // 5, axis=0), [np.resize(rows, (length, 2))]
 
 
+SIZES = [(SHAPE, 25, (30, 9)), (None, 25, (30,)), (SHAPE, 0, (4, 0)), (None, 1, (4,))]
+
+
 @on_all_platforms
-@pytest.mark.parametrize(
-    ("shape", "size", "sizes"),
-    [(SHAPE, 25, (30, 9)), (None, 25, (30,)), (SHAPE, 0, (4, 0)), (None, 1, (4,))],
-    ids=str,
-)
+@pytest.mark.parametrize(("shape", "size", "sizes"), SIZES, ids=str)
 def test_places_in_a_sum(rng, platform, shape, size, sizes):
-    method = getattr(_union._locate, platform)
-    locate = partial(method, shape) if platform == "host" else compiled(method, shape, 2, (size, *sizes))
-    draws = []
+    locate, draws = compiled(_union._locate, platform, shape, 2, (size, *sizes)), []
     for ascending, unique in itertools.product([True, False], repeat=2):
         cells = shape or (300, 70_000)
         total = random_rows(rng, cells, size, ascending=True, unique=unique)
@@ -139,7 +133,7 @@ def test_places_in_a_sum(rng, platform, shape, size, sizes):
 
 
 def test_rows_of_many_columns_and_batches_have_native_loops_on_a_cpu(rng):
-    check_loops(compiled(_union._locate.cpu, None, 4, (25, 30)), others=2)
+    check_loops(compiled(_union._locate, "cpu", None, 4, (25, 30)), others=2)
 
     find = jax.vmap(lambda rows: _union.find_union(SHAPE, NSE, [rows]))
     rows = np.stack([random_rows(rng, SHAPE, 9, ascending=each, unique=each) for each in (True, False, False)])
@@ -173,3 +167,53 @@ def test_indices_keep_their_dtype_and_negative_ones_are_padding(dtype):
     indices, (slots,), nnz = _host.find_union([rows], (3, 4))
     assert indices.dtype == dtype
     assert (indices.tolist(), slots.tolist(), nnz) == ([[1, 2]], [0, NONE, 0, NONE], 1)
+
+
+# The loops of XLA:CPU: their shortcuts.
+
+LENGTH = 40_000
+RUNS = np.split(np.arange(60_000), np.cumsum(np.random.default_rng(0).integers(100, 400, 230)))[:-1]
+OVERLAPS = {
+    "all shared": (np.arange(5000), np.arange(5000)),
+    "one behind the other": (np.arange(5000), np.arange(4990, 9000)),
+    "in a gap": (np.r_[0:2000, 7000:9000], np.arange(2100, 6000)),
+    "runs of any length in turn": (np.concatenate(RUNS[::2]), np.concatenate(RUNS[1::2])),
+    "alternately": (np.arange(0, 9000, 3), np.arange(1, 9000, 2)),
+    "repeated across blocks": (np.repeat(np.arange(800), 7), np.repeat(np.arange(300, 1500), 3)),
+    "blocks that repeat one key": (np.r_[0:100, [100] * 40, 101:600], np.r_[200:300, [700] * 50]),
+}
+
+
+@jax.jit
+def merge_and_locate(a, b, table, queries):
+    return _cpu.find_slots([(a,), (b,)], canonical=True), _cpu.locate((table,), [(queries,)])
+
+
+def with_padding(keys):
+    return np.append(keys, [2**32 - 1] * (LENGTH - len(keys))).astype(np.uint32)
+
+
+@pytest.mark.parametrize(("a", "b"), OVERLAPS.values(), ids=OVERLAPS)
+def test_blocks_are_copied_and_skipped_without_a_trace(a, b):
+    """In a merge of what is distinct, and in a walk of the second along what is distinct in the first."""
+    table, others = np.unique(a), np.unique(b)
+    found = merge_and_locate(with_padding(table), with_padding(others), with_padding(table), with_padding(b))
+    (slots, count), (places,) = jax.device_get(found)  # numpy slices without a compilation
+    distinct = np.union1d(table, others)
+    assert count == len(distinct)
+    for keys, got in zip((table, others), slots, strict=True):
+        np.testing.assert_array_equal(got[: len(keys)], np.searchsorted(distinct, keys))
+        assert np.all(got[len(keys) :] == NONE)
+    place = np.searchsorted(with_padding(table), with_padding(b))  # the first of equal ones, of padding too
+    np.testing.assert_array_equal(places, np.where(with_padding(table)[place] == with_padding(b), place, NONE))
+
+
+def test_sort_is_stable_and_of_the_unsorted_alone(rng):
+    keys = [rng.choice([0, 1, 5, 2**11, 2**20, 2**31, 2**32 - 1], 300).astype(np.uint32) for _ in range(2)]
+    expected = np.arange(300)
+    for begin, end in [(0, 120), (250, 300)]:
+        expected[begin:end] = begin + np.lexsort([word[begin:end] for word in reversed(keys)])
+    unsorted = np.array([True, False, False, True])
+    in_order, order = jax.jit(_cpu.sort_spans, static_argnums=1)(keys, (120, 120, 250, 300), unsorted)
+    np.testing.assert_array_equal(order, expected)
+    np.testing.assert_array_equal(in_order, [word[expected] for word in keys])

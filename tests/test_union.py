@@ -1,4 +1,4 @@
-"""Functions with a method for each platform, as a primitive: numpy for what is concrete, batches, meshes, exports."""
+"""Functions with a method for each platform, as a primitive: numpy for what is concrete, batches, exports."""
 
 import itertools
 
@@ -6,10 +6,8 @@ import jax
 import numpy as np
 import pytest
 from jax import export
-from jax.sharding import PartitionSpec as P
 
 from helpers.compilations import compilations_of
-from helpers.meshes import mesh_of
 from helpers.samples import SHAPE, random_rows
 from jax_sparse_grad import _union
 from jax_sparse_grad._platforms import Methods
@@ -84,13 +82,6 @@ def test_each_platform_gets_its_own_method(rng):
         assert [each for each, number in NUMBERS.items() if f"dense<{number}>" in text] == [name]
     exported = export.export(jax.jit(simple), platforms=[*methods])(*lists)
     check_equal(exported.call(*lists), jax.jit(simple)(*lists))
-
-
-def test_under_shard_map_each_device_has_its_own(rng):
-    a, b = rows_of(rng, 8, 8)
-    shared = jax.shard_map(lambda a, b: simple(a, b)[0], mesh=mesh_of((2,)), in_specs=P("rows"), out_specs=P("rows"))
-    halves = [simple(*half)[0] for half in zip(np.split(a, 2), np.split(b, 2), strict=True)]
-    check_equal(jax.jit(shared)(a, b), np.concatenate(halves))
 
 
 def test_it_has_no_derivatives():

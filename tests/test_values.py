@@ -1,6 +1,7 @@
 """Values to their slots and back: against a dense matrix, by numpy and by XLA, under transformations."""
 
-import functools
+import itertools
+from functools import partial, reduce
 
 import jax
 import numpy as np
@@ -39,6 +40,12 @@ def matrices(slots):
 def place(slots, values, nnz=NNZ, nse=NSE, dtype="float32", **keywords):
     nnz = np.int32(nnz) if isinstance(nnz, int) else nnz
     return _values.place(nse, nnz, slots, values, dtype=np.dtype(dtype), **keywords)
+
+
+def with_gradient(add, values):
+    """A sum, and the gradient of half the sum of its squares."""
+    total, pull = jax.vjp(add, values)
+    return total, pull(total)[0]
 
 
 def place_all(slots, values, nnz):
@@ -140,34 +147,22 @@ def test_padding_has_no_part_in_derivatives():
         assert of_weight == 2
 
 
-def total_and_gradient(slots, values):
-    """A sum, and the gradient of half the sum of its squares."""
-    total, pull = jax.vjp(functools.partial(place, slots), values)
-    return total, pull(total)[0]
-
-
 # For each `vmap`, the outermost last: its length, and which of slots and values have its axis.
-BATCHES = [
-    [(3, 0, 0)],
-    [(3, None, 0)],
-    [(3, 0, None)],
-    [(1, 0, 0)],
-    [(0, None, 0)],
-    [(2, 0, 0), (3, None, 0)],
-]
+BATCHES = [[(3, None, 0)], [(3, 0, None)], [(1, 0, 0)], [(0, None, 0)], [(2, 0, 0), (3, None, 0)]]
+COMPILED = itertools.product([jax.jit], BATCHES[-2:])
 
 
-@pytest.mark.parametrize(
-    ("run", "levels"), [(run, each) for run, cases in ((eagerly, BATCHES), (jax.jit, BATCHES[-2:])) for each in cases]
-)
+@pytest.mark.parametrize(("run", "levels"), [*itertools.product([eagerly], BATCHES), *COMPILED])
 def test_batches(rng, run, levels):
+    def mapped(slots, values):
+        return with_gradient(partial(place, slots), values)
+
     def own(numbers, part):
         """Of numbers for all levels, the outermost first, those that slots (1) or values (2) have."""
         return tuple(each for each, level in zip(numbers, levels[::-1], strict=True) if level[part] == 0)
 
     batch = tuple(level[0] for level in levels[::-1])
     slots, values = draw_slots(rng, *own(batch, 1)), draw(rng, 2, batch=own(batch, 2))
-    mapped = total_and_gradient
     for _, *axes in levels:
         mapped = jax.vmap(mapped, axes)
     totals, gradients = jax.device_get(run(mapped)(slots, values))
@@ -181,16 +176,12 @@ def test_batches(rng, run, levels):
 
 
 @EITHER_WAY
-def test_slots_of_none_and_sums_of_none(run):
+@pytest.mark.parametrize("nse", [0, 2])
+def test_slots_of_none_and_sums_of_none(run, nse):
     slots, values = [np.zeros(0, np.int32), np.full(4, NONE)], [np.zeros(0, np.float32), np.ones(4, np.float32)]
-
-    def everything(values):
-        none, pull = jax.vjp(lambda values: place(slots, values, nnz=0, nse=0), values)
-        return place(slots, values, nnz=0, nse=2), none, pull(none)[0]
-
-    total, none, gradient = jax.device_get(run(everything)(values))
-    assert total.tolist() == [0, 0]
-    assert none.shape == (0,)
+    add = partial(place, slots, nnz=0, nse=nse)
+    total, gradient = run(partial(with_gradient, add))(values)
+    assert total.tolist() == [0] * nse
     assert [each.tolist() for each in gradient] == [[], [0, 0, 0, 0]]
 
 
@@ -202,21 +193,14 @@ def test_dense_sums(rng, run, sizes, dense):
     array, values = random_values(rng, (*sizes, *dense)), random_values(rng, (6, *dense))
     weights = [np.float32(w) for w in (1, 2, 3)]
     cotangent = random_values(rng, array.shape)
+    static = {"sizes": sizes, "dtype": np.dtype(np.float32), "negated": (False, False, True)}
 
     def add(array, values, weights=()):
-        return _values.place_onto(
-            [array, array],
-            [rows],
-            [values],
-            sizes=sizes,
-            dtype=np.dtype(np.float32),
-            negated=(False, False, True),
-            weights=weights,
-        )
+        return _values.place_onto([array, array], [rows], [values], weights=weights, **static)
 
     def everything(array, values, batch, weights):
         total, pull = jax.vjp(add, array, values)
-        of_weights = jax.vjp(functools.partial(add, array, values), weights)[1](cotangent)[0]
+        of_weights = jax.vjp(partial(add, array, values), weights)[1](cotangent)[0]
         return total, pull(cotangent), jax.vmap(add, (None, 0))(array, batch), of_weights
 
     total, gradients, batched, of_weights = run(everything)(array, values, np.stack([values, -values]), weights)
@@ -236,6 +220,5 @@ def test_operands_are_added_one_after_the_other_and_each_in_its_stored_order(run
     slots = [np.zeros(len(each), np.int32) for each in terms]
     counts = 3, 5  # on a CPU, five are added by one scatter
     totals = run(lambda terms: [place(slots[:n], terms[:n], nnz=1, nse=1) for n in counts])(terms)
-    assert [each.item() for each in totals] == [
-        functools.reduce(np.add, np.concatenate(terms[:n]), np.float32(0)) for n in counts
-    ]
+    for n, total in zip(counts, totals, strict=True):
+        assert total == reduce(np.add, np.concatenate(terms[:n]), np.float32(0))
