@@ -12,7 +12,7 @@ from helpers.samples import random_values
 from jax_sparse_grad import _values
 from jax_sparse_grad._keys import NONE
 
-NSE, NNZ, SIZES = 6, 5, (7, 4)
+NSE, SIZES = 6, (7, 4)
 
 
 def eagerly(function):
@@ -26,7 +26,7 @@ KINDS = {"float32": (), "bfloat16": (3,), "float16": (), "complex64": (), "int32
 
 
 def draw_slots(rng, *batch):
-    return [np.where(rng.random((*batch, n)) < 0.2, NONE, rng.integers(0, NNZ, n)).astype(np.int32) for n in SIZES]
+    return [np.where(rng.random((*batch, n)) < 0.2, NONE, rng.integers(0, NSE, n)).astype(np.int32) for n in SIZES]
 
 
 def draw(rng, *dense, batch=(), dtypes=(np.float32, np.float32)):
@@ -37,7 +37,7 @@ def matrices(slots):
     return [(np.arange(NSE)[:, None] == each).astype(np.float32) for each in slots]
 
 
-def place(slots, values, nnz=NNZ, nse=NSE, dtype="float32", **keywords):
+def place(slots, values, nnz=NSE, nse=NSE, dtype="float32", **keywords):
     nnz = np.int32(nnz) if isinstance(nnz, int) else nnz
     return _values.place(nse, nnz, slots, values, dtype=np.dtype(dtype), **keywords)
 
@@ -66,14 +66,14 @@ def cast(values):
 def test_sums_are_products_with_the_matrix_of_slots(rng):
     slots, values = draw_slots(rng), of_all_kinds(lambda shape: rng.integers(-4, 4, shape))
     for place_all in both_ways:
-        for dtype, total in place_all(slots, cast(values), NNZ).items():
+        for dtype, total in place_all(slots, cast(values), NSE).items():
             products = [np.tensordot(m.astype(int), v, 1) for m, v in zip(matrices(slots), values[dtype], strict=True)]
             np.testing.assert_array_equal(total, sum(products).astype(dtype))
 
 
 def test_numpy_and_xla_agree_bit_for_bit(rng):
     slots, values = draw_slots(rng), cast(of_all_kinds(lambda shape: rng.normal(size=shape)))
-    eager, compiled = (place_all(slots, values, NNZ) for place_all in both_ways)
+    eager, compiled = (place_all(slots, values, NSE) for place_all in both_ways)
     assert all(np.asarray(eager[dtype]).tobytes() == np.asarray(compiled[dtype]).tobytes() for dtype in KINDS)
 
 
@@ -118,7 +118,7 @@ def test_derivatives_of_values_and_weights_to_second_order(rng, run, weighted):
     arguments = (v, given_w, c), (dv, given_dw, dc), (a, given_b)
 
     derive_by = run(derive)
-    tangent, first, change, second = derive_by(slots, NNZ, *arguments)
+    tangent, first, change, second = derive_by(slots, NSE, *arguments)
     assert [each.dtype for each in first[0]] == [np.float16, np.float32]
     of_sum, of_cotangent = 0, 0
     for k, (m, sign) in enumerate(zip(matrices(slots), (1, -1), strict=True)):
