@@ -57,6 +57,7 @@ ENTRY %main (x: s32[8]) -> s32[8] {
 KNOWN = 'while(%x), condition=%goes_on, body=%body, backend_config={"known_trip_count":{"n":"3"}}'
 UNKNOWN = "while(%x), condition=%goes_on, body=%body"
 BRANCHES = "true_computation=%in_order, false_computation=%in_disorder"
+LIST = "branch_computations={%in_disorder, %in_order}"
 
 
 @pytest.mark.parametrize(
@@ -69,10 +70,7 @@ BRANCHES = "true_computation=%in_order, false_computation=%in_disorder"
         ('custom-call(%x), custom_call_target="__cub$DeviceRadixSort"', Counts(launches=1, sorts=1)),
         ("call(%x), to_apply=%in_order", Counts(launches=2)),
         (f"conditional(%x, %x, %x), {BRANCHES}", Counts(launches=2, syncs=1, conditionals=1)),
-        (
-            "conditional(%x, %x, %x), branch_computations={%in_disorder, %in_order}",
-            Counts(launches=2, syncs=1, conditionals=1),
-        ),
+        (f"conditional(%x, %x, %x), {LIST}", Counts(launches=2, syncs=1, conditionals=1)),
         (KNOWN, Counts(launches=3 * 2)),
         (UNKNOWN, Counts(launches=ROUNDS * 3, syncs=1, loops=1)),
         ("all-reduce(%x), to_apply=%below", Counts(launches=1, collectives=1)),

@@ -71,7 +71,3 @@ def test_the_public_names_lie_in_modules_of_this_package():
         for public in (getattr(package, name) for name in package.__all__ if name != "sharded"):
             assert public.__module__ == f"jax_sparse_grad.{module_of(public.__module__)}"
             assert public.__doc__
-
-
-def test_the_package_is_typed():
-    assert (PACKAGE / "py.typed").exists()

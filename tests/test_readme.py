@@ -57,15 +57,12 @@ def test_the_snippets_are_those_of_the_front_page_and_the_recipes():
     assert set().union(*map(imported, SNIPPETS)) == set(PEERS)
 
 
-def test_the_two_commands_stand_alone_on_their_lines():
+def test_the_readme_is_short_and_its_two_commands_stand_alone_on_their_lines():
     for command in (
         "pip install -e '.[examples]' && python examples/quickstart.py",
         "pip install -e '.[test]' && python -m pytest",
     ):
         assert f"\n{command}\n" in README
-
-
-def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200
     assert len(README.split()) <= 1600
 

@@ -1,6 +1,11 @@
-"""The four ways to find slots and places in a sum, against one plain reference, and so against each other, by bits."""
+"""The four ways to find slots and places in a sum, against one plain reference, and so against each other, by bits.
+
+What is compiled for a CPU is also read: its loops are native functions.
+"""
 
 import itertools
+import re
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,10 +13,10 @@ import pytest
 
 from helpers.matrices import is_entry
 from helpers.samples import SHAPE, random_rows
-from jax_sparse_grad import _host, _union
+from jax_sparse_grad import _cpu, _host, _keys, _union
 from jax_sparse_grad._keys import NONE
 
-SHAPES = [SHAPE, (2**31 - 1, 2**31 - 1, 2), ()]  # keys of one and of two words; of no digits
+WIDE = (2**31 - 1, 2**31 - 1, 2)  # keys of two words
 NSE = 30  # fewer than some unions have, and more than others
 
 
@@ -35,115 +40,125 @@ def places(total, lists, shape):
     return [[first.get(tuple(row), NONE) for row in rows.tolist()] for rows in lists]
 
 
-@pytest.fixture(scope="module", params=["host", "cpu", "gpu", "tpu"])
-def platform(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def find(platform):
-    """`find(shape, canonical, *lists)`: indices, number, slots. What is compiled once serves all tests."""
-    method = getattr(_union._find, platform)
-    run = lambda shape, canonical, *lists: method(_union._Sum(shape, NSE, canonical), *lists)  # noqa: E731
-    return run if platform == "host" else jax.jit(run, static_argnums=(0, 1))
-
-
-@pytest.fixture(scope="module")
-def locate(platform):
-    method = getattr(_union._locate, platform)
-    return method if platform == "host" else jax.jit(method, static_argnums=0)
-
-
-def check(found, lists, shape):
-    indices, nnz, *slots = found
-    entries, numbers = union(lists, shape)
-    assert nnz == len(entries)
-    np.testing.assert_array_equal(indices, padded(entries, shape, NSE))
-    for got, expected in zip(slots, numbers, strict=True):
+def check_slots(found, expected):
+    for got, each in zip(found, expected, strict=True):
         assert got.dtype == np.int32
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(got, each)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_union_of_two_operands_in_any_order(rng, find, shape):
-    for *orders, unique, _ in itertools.product([True, False], repeat=4):
-        lists = [random_rows(rng, shape, 60, ascending=each, unique=unique) for each in orders]
-        check(find(shape, False, *lists), lists, shape)
+on_all_platforms = pytest.mark.parametrize("platform", ["host", "cpu", "gpu", "tpu"])
 
 
-@pytest.mark.parametrize("sizes", [(60, 60), (12,), (30, 9, 8), (20, 9, 30, 8, 10)], ids=str)
-def test_the_union_of_operands_that_are_said_to_be_canonical(rng, find, sizes):
-    for _ in range(3):
-        lists = [random_rows(rng, SHAPE, size, ascending=True, unique=True) for size in sizes]
-        check(find(SHAPE, True, *lists), lists, SHAPE)
+def compiled(methods, platform, static, columns, sizes):
+    """The method of a platform for so many index rows: each test compiles its own, and gives it all its cases."""
+    method = partial(getattr(methods, platform), static)
+    rows = [jax.ShapeDtypeStruct((size, columns), np.uint32) for size in sizes]
+    return method if platform == "host" else jax.jit(method).lower(*rows).compile()
 
 
-@pytest.mark.parametrize("sizes", [(30,), (12, 30, 9), (9, 8, 7, 9, 6), (0, 5)], ids=str)
-def test_the_union_of_any_number_and_size_of_operands(rng, find, sizes):
-    for ascending, unique in itertools.product([True, False], repeat=2):
-        lists = [random_rows(rng, SHAPE, size, ascending=ascending, unique=unique) for size in sizes]
-        check(find(SHAPE, False, *lists), lists, SHAPE)
-    if len(sizes) == 3:  # of which one is out of order
-        lists[1] = random_rows(rng, SHAPE, sizes[1], ascending=True, unique=True)
-        check(find(SHAPE, False, *lists), lists, SHAPE)
+def check_loops(program, others):
+    """All loops of a program for a CPU are native functions, but for so many others."""
+    native, found, computation = set(), [], None
+    for line in program.as_text().splitlines():
+        native.update(re.findall(r'to_apply=%?([\w.\-]+),.*xla_cpu_small_call="true"', line))
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            computation = head[1]
+        if re.search(r' while\(.*op_name="[^"]*while"', line):
+            found.append(computation)
+    assert sum(each not in native for each in found) == others
+    assert native.intersection(found)
 
 
-@pytest.mark.parametrize("shape", [SHAPE, None], ids=str)
-def test_places_in_a_sum(rng, locate, shape):
-    cells = shape or (300, 70_000)
-    for ascending, unique in itertools.product([True, False], repeat=2):
-        total = random_rows(rng, cells, 25, ascending=True, unique=unique)
-        lists = [random_rows(rng, cells, size, ascending=ascending, unique=unique) for size in (30, 9)]
-        for got, expected in zip(locate(shape, total, *lists), places(total, lists, shape), strict=True):
-            assert got.dtype == np.int32
-            np.testing.assert_array_equal(got, expected)
-
-
+@on_all_platforms
 @pytest.mark.parametrize(
-    ("shape", "sizes"), [(SHAPE, (0, 9, 4)), (SHAPE, (9, 0, 1)), (None, (0, 9, 4)), (None, (1, 4, 0))], ids=str
+    ("shape", "canonical", "sizes"),
+    [
+        (SHAPE, False, (60, 60)),
+        (WIDE, True, (7, 6)),
+        (SHAPE, True, (0, 5)),
+        (WIDE, False, (12, 30, 0, 9)),
+        (SHAPE, True, (20, 9, 30, 8, 10)),  # too many for a merge
+    ],
+    ids=str,
 )
-def test_places_of_none_and_of_single_rows(rng, locate, shape, sizes):
-    total, *lists = (random_rows(rng, SHAPE, size, ascending=True, unique=True) for size in sizes)
-    for got, expected in zip(locate(shape, total, *lists), places(total, lists, shape), strict=True):
-        np.testing.assert_array_equal(got, expected)
+def test_the_union(rng, platform, shape, canonical, sizes):
+    """Of operands in any order, with duplicates and padding; or of canonical ones that are promised to be."""
+    find = compiled(_union._find, platform, _union._Sum(shape, NSE, canonical), len(shape), sizes)
+    if canonical:
+        draws = [[random_rows(rng, shape, n, ascending=True, unique=True) for n in sizes] for _ in range(3)]
+        one_behind_the_other = random_rows(rng, shape, sum(sizes), ascending=True, unique=True)
+        draws.append(np.split(one_behind_the_other, np.cumsum(sizes)[:-1]))
+    else:
+        draws = [
+            [random_rows(rng, shape, n, ascending=each, unique=unique) for n, each in zip(sizes, orders, strict=True)]
+            for unique, *orders in itertools.product([True, False], repeat=1 + len(sizes))
+        ]
+    for lists in draws:
+        indices, nnz, *slots = find(*lists)
+        entries, numbers = union(lists, shape)
+        assert nnz == len(entries)
+        np.testing.assert_array_equal(indices, padded(entries, shape, NSE))
+        check_slots(slots, numbers)
+    if platform == "cpu":  # each radix sort has a loop over its passes
+        sorts = 0 if canonical and len(sizes) <= _cpu.MOST_MERGED else len(_keys.words_of(shape))
+        check_loops(find, others=sorts)
 
 
-@pytest.mark.parametrize("largest", [2**16 - 2, 2**16 - 1, 2**31 - 1, 2**32 - 1])
-def test_places_where_all_columns_of_the_sum_just_fit_a_word_and_where_not(locate, largest):
-    """Without a shape, indices beyond those of the sum must not be taken for others."""
-    sides = (largest, 2**16 - 1)
-    total = np.array([[0, 0], [0, sides[1]], [1, 0], [sides[0], 0], sides], np.uint32)
-    lists = [np.array([sides, (0, sides[1]), (0, sides[1] + 1), (0, 0)], np.uint32), total[::-1]]
-    for got, expected in zip(locate(None, total, *lists), places(total, lists, None), strict=True):
-        np.testing.assert_array_equal(got, expected)
+def rows_that_just_fit_a_word_or_not(size, length):
+    """Sums whose largest indices have keys of one word or not, and lists with indices beyond these."""
+    for largest in (2**16 - 2, 2**16 - 1, 2**31 - 1, 2**32 - 1):
+        sides = (largest, 2**16 - 1)
+        total = np.array([[0, 0], [0, sides[1]], [1, 0], [sides[0], 0], sides], np.uint32)
+        rows = np.concatenate([total[::-1], np.array([(0, sides[1] + 1)], np.uint32)])
+        yield total[np.arange(size) * len(total) // size], [np.resize(rows, (length, 2))]
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (2**31 - 1,) * 3], ids=str)
+SIZES = [(SHAPE, 25, (30, 9)), (None, 33, (30,)), (SHAPE, 0, (4, 0)), (None, 1, (4,))]
+
+
+@on_all_platforms
+@pytest.mark.parametrize(("shape", "size", "sizes"), SIZES, ids=str)
+def test_places_in_a_sum(rng, platform, shape, size, sizes):
+    locate, draws = compiled(_union._locate, platform, shape, 2, (size, *sizes)), []
+    for ascending, unique in itertools.product([True, False], repeat=2):
+        cells = shape or (300, 70_000)
+        total = random_rows(rng, cells, size, ascending=True, unique=unique)
+        draws.append((total, [random_rows(rng, cells, n, ascending=ascending, unique=unique) for n in sizes]))
+    if shape is None and size > 1:
+        draws += rows_that_just_fit_a_word_or_not(size, *sizes)
+    for total, lists in draws:
+        check_slots(locate(total, *lists), places(total, lists, shape))
+    if platform == "cpu" and size > 0:  # the rounds of each search
+        check_loops(locate, others=2)
+
+
+def test_rows_of_many_columns_and_batches_have_native_loops_on_a_cpu(rng):
+    check_loops(compiled(_union._locate, "cpu", None, 4, (25, 30)), others=2)
+
+    find = jax.vmap(lambda rows: _union.find_union(SHAPE, NSE, [rows]))
+    rows = np.stack([random_rows(rng, SHAPE, 9, ascending=each, unique=each) for each in (True, False, False)])
+    program = jax.jit(find).lower(rows).compile()
+    jax.tree.map(np.testing.assert_array_equal, program(rows), find(rows))
+    check_loops(program, others=1 + 1)  # over the batches, and a radix sort's
+
+
+@pytest.mark.parametrize("shape", [SHAPE, WIDE, (2**31 - 1,) * 3, ()], ids=str)
 @pytest.mark.parametrize("batch", [(3,), (2, 3), (0,), (1,), (2, 0)], ids=str)
 def test_batches_by_numpy_have_unions_of_their_own(rng, shape, batch):
-    """With an operand that all batches share, and as many slots as the largest of their unions needs."""
+    """With an operand that all batches share; in as many slots as the largest union needs, or in fewer or more."""
     shared = random_rows(rng, shape, 8, ascending=False, unique=False).astype(np.int64)
     own = [random_rows(rng, shape, 20, ascending=False, unique=False) for _ in np.ndindex(batch)]
     rows = np.array(own, np.int64).reshape(*batch, 20, len(shape))
-    indices, slots, nnz = _host.find_union([rows, shared[(None,) * len(batch)]], shape)
     unions = {k: union([rows[k], shared], shape) for k in np.ndindex(batch)}
-    nse = max([len(entries) for entries, _ in unions.values()], default=0)
-    assert (nnz.shape, indices.shape) == (batch, (*batch, nse, len(shape)))
-    for k, (entries, numbers) in unions.items():
-        assert nnz[k] == len(entries)
-        np.testing.assert_array_equal(indices[k], padded(entries, shape, nse))
-        for got, expected in zip(slots, numbers, strict=True):
-            np.testing.assert_array_equal(got[k], expected)
-
-
-@pytest.mark.parametrize("nse", [0, 3, 60])
-def test_a_given_number_of_slots_cuts_or_pads_all_batches(rng, nse):
-    rows = random_rows(rng, SHAPE, 30, ascending=False, unique=False).reshape(2, 15, 2)
-    indices, _, nnz = _host.find_union([rows], SHAPE, nse)
-    for k in range(2):
-        entries, _ = union([rows[k]], SHAPE)
-        assert nnz[k] == len(entries)
-        np.testing.assert_array_equal(indices[k], padded(entries, SHAPE, nse))
+    largest = max([len(entries) for entries, _ in unions.values()], default=0)
+    for nse in (None, 0, 3, 60):
+        indices, slots, nnz = _host.find_union([rows, shared[(None,) * len(batch)]], shape, nse)
+        size = largest if nse is None else nse
+        assert (nnz.shape, indices.shape) == (batch, (*batch, size, len(shape)))
+        for k, (entries, numbers) in unions.items():
+            assert nnz[k] == len(entries)
+            np.testing.assert_array_equal(indices[k], padded(entries, shape, size))
+            check_slots([each[k] for each in slots], numbers)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint64])
@@ -152,3 +167,53 @@ def test_indices_keep_their_dtype_and_negative_ones_are_padding(dtype):
     indices, (slots,), nnz = _host.find_union([rows], (3, 4))
     assert indices.dtype == dtype
     assert (indices.tolist(), slots.tolist(), nnz) == ([[1, 2]], [0, NONE, 0, NONE], 1)
+
+
+# The loops of XLA:CPU: their shortcuts.
+
+LENGTH = 40_000
+RUNS = np.split(np.arange(60_000), np.cumsum(np.random.default_rng(0).integers(100, 400, 230)))[:-1]
+OVERLAPS = {
+    "all shared": (np.arange(5000), np.arange(5000)),
+    "from the last key of a block on": (np.arange(5000), np.arange(4991, 9000)),
+    "in a gap": (np.r_[0:2000, 7000:9000], np.arange(2100, 6000)),
+    "runs of any length in turn": (np.concatenate(RUNS[::2]), np.concatenate(RUNS[1::2])),
+    "alternately": (np.arange(0, 9000, 3), np.arange(1, 9000, 2)),
+    "repeated across blocks": (np.repeat(np.arange(800), 7), np.repeat(np.arange(300, 1500), 3)),
+    "blocks that repeat one key": (np.r_[0:100, [100] * 40, 101:600], np.r_[200:300, [700] * 50]),
+}
+
+
+@jax.jit
+def merge_and_locate(a, b, table, queries):
+    return _cpu.find_slots([(a,), (b,)], canonical=True), _cpu.locate((table,), [(queries,)])
+
+
+def with_padding(keys):
+    return np.append(keys, [2**32 - 1] * (LENGTH - len(keys))).astype(np.uint32)
+
+
+@pytest.mark.parametrize(("a", "b"), OVERLAPS.values(), ids=OVERLAPS)
+def test_blocks_are_copied_and_skipped_without_a_trace(a, b):
+    """In a merge of what is distinct, and in a walk of the second along what is distinct in the first."""
+    table, others = np.unique(a), np.unique(b)
+    found = merge_and_locate(with_padding(table), with_padding(others), with_padding(table), with_padding(b))
+    (slots, count), (places,) = jax.device_get(found)  # numpy slices without a compilation
+    distinct = np.union1d(table, others)
+    assert count == len(distinct)
+    for keys, got in zip((table, others), slots, strict=True):
+        np.testing.assert_array_equal(got[: len(keys)], np.searchsorted(distinct, keys))
+        assert np.all(got[len(keys) :] == NONE)
+    place = np.searchsorted(with_padding(table), with_padding(b))  # the first of equal ones, of padding too
+    np.testing.assert_array_equal(places, np.where(with_padding(table)[place] == with_padding(b), place, NONE))
+
+
+def test_sort_is_stable_and_of_the_unsorted_alone(rng):
+    keys = [rng.choice([0, 1, 5, 2**11, 2**20, 2**31, 2**32 - 1], 300).astype(np.uint32) for _ in range(2)]
+    expected = np.arange(300)
+    for begin, end in [(0, 120), (250, 300)]:
+        expected[begin:end] = begin + np.lexsort([word[begin:end] for word in reversed(keys)])
+    unsorted = np.array([True, False, False, True])
+    in_order, order = jax.jit(_cpu.sort_spans, static_argnums=1)(keys, (120, 120, 250, 300), unsorted)
+    np.testing.assert_array_equal(order, expected)
+    np.testing.assert_array_equal(in_order, [word[expected] for word in keys])
