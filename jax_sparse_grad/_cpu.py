@@ -282,10 +282,10 @@ def count_before(flags: jax.Array) -> jax.Array:
     return counts[:size]
 
 
-def locate_rows(total: jax.Array, lists: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """`locate` of index rows whose shape is not known: keys of one word if all rows of the sum fit that."""
+def lookup_rows(total: jax.Array, lists: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """`lookup` of index rows whose shape is not known: keys of one word if all rows of the sum fit that."""
     if total.shape[0] == 0 or total.shape[1] < 2 or total.dtype.itemsize > 4:
-        return locate(_keys.columns_as_words(total), [_keys.columns_as_words(rows) for rows in lists])
+        return lookup(_keys.columns_as_words(total), [_keys.columns_as_words(rows) for rows in lists])
     largest = _largest(total.astype(U))
     fits, size = jnp.ones_like(total, bool, shape=()), jnp.ones_like(total, U, shape=())
     for dim in range(total.shape[1]):
@@ -299,10 +299,10 @@ def locate_rows(total: jax.Array, lists: Sequence[jax.Array]) -> tuple[jax.Array
             word, inside = word * (largest[dim] + U(1)) + index, inside & (index <= largest[dim])
         return (jnp.where(inside, word, ONES),)
 
-    def locate_by(keys_of: Callable[[jax.Array], Keys]) -> tuple[jax.Array, ...]:
-        return locate(keys_of(total), [keys_of(rows) for rows in lists])
+    def lookup_by(keys_of: Callable[[jax.Array], Keys]) -> tuple[jax.Array, ...]:
+        return lookup(keys_of(total), [keys_of(rows) for rows in lists])
 
-    return lax.cond(fits, lambda: locate_by(pack), lambda: locate_by(_keys.columns_as_words))
+    return lax.cond(fits, lambda: lookup_by(pack), lambda: lookup_by(_keys.columns_as_words))
 
 
 def _largest(rows: jax.Array) -> jax.Array:
@@ -319,20 +319,20 @@ def _largest(rows: jax.Array) -> jax.Array:
     return jnp.max(_loop(lambda state: state[0] < end, step, start, (rows,))[1], axis=0)
 
 
-def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
+def lookup(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
     """For each list the place of each key in an ascending one, `NONE` where it is not there.
 
     By `jnp.searchsorted`; but if the list ascends too, by a walk along both, which takes a tenth of the time.
     """
     table = _pad(total)
 
-    def locate_in_order(keys: Keys) -> jax.Array:
+    def lookup_in_order(keys: Keys) -> jax.Array:
         size, padded = keys[0].shape[0], _pad(keys)
         return lax.cond(
             _order(padded) >= WEAK, lambda: _walk(table, padded)[:size], lambda: _search(table, padded)[:size]
         )
 
-    return tuple(map(locate_in_order, lists))
+    return tuple(map(lookup_in_order, lists))
 
 
 def _walk(table: Keys, keys: Keys) -> jax.Array:

@@ -91,7 +91,7 @@ def _merge(a: Keys, b: Keys, nse: int) -> tuple[Keys, tuple[jax.Array, ...], jax
     return heads, tuple(jnp.split(slots, [sizes[0]])), entries - through[-1]
 
 
-def locate(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
+def lookup(total: Keys, lists: Sequence[Keys]) -> tuple[jax.Array, ...]:
     """For each list the place of each key in an ascending one, `NONE` where it is not there.
 
     Not by `jnp.searchsorted`: its unrolled rounds make 34 kernels where these make 8.

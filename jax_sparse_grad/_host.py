@@ -98,7 +98,7 @@ def _differ(words: Sequence[Array]) -> Array:
     return np.append(np.ones(min(1, len(words[0])), bool), differ)
 
 
-def locate(total: Array, lists: Sequence[Array], shape: tuple[int, ...] | None) -> tuple[Array, ...]:
+def lookup(total: Array, lists: Sequence[Array], shape: tuple[int, ...] | None) -> tuple[Array, ...]:
     """For each list of index rows the place of each row among the sorted rows of a sum, `NONE` where it is not there.
 
     With a shape, rows of padding have no place. Without one, all rows are entries.

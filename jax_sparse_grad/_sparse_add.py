@@ -17,7 +17,7 @@ from jax_sparse_grad._batching import pvary_alike
 from jax_sparse_grad._concrete import is_concrete
 from jax_sparse_grad._types import ArrayInput, Arrays, Shape, Spec
 from jax_sparse_grad._union import Union
-from jax_sparse_grad._values import pick
+from jax_sparse_grad._values import gather
 
 
 class SparseAddOutput(NamedTuple):
@@ -158,9 +158,9 @@ def _sparse_add_bwd(dtypes: _Dtypes, union: Union, cotangent: jax.Array) -> tupl
     """
     if cotangent.dtype == jax.dtypes.float0:  # integer values
         return None, (None,) * len(union.slots)
-    picked = pick(union.nnz, union.slots, cotangent, dtypes.of_values)
+    gathered = gather(union.nnz, union.slots, cotangent, dtypes.of_values)
     differentiable = (jnp.issubdtype(dtype, np.inexact) for dtype in dtypes.of_values)
-    return None, tuple(each if real else None for each, real in zip(picked, differentiable, strict=True))
+    return None, tuple(each if real else None for each, real in zip(gathered, differentiable, strict=True))
 
 
 _sparse_add.defvjp(_sparse_add_fwd, _sparse_add_bwd)

@@ -105,8 +105,8 @@ def gather_gradients(
     """The gradients of A and B, given the indices of A, B and their sum, and the cotangent of the sum."""
     *operands, total = _data_checks.check_sum_and_operands(names, rows, shape)
 
-    def locate() -> Arrays:
-        return _union.locate(shape, total, operands)
+    def lookup() -> Arrays:
+        return _union.lookup(shape, total, operands)
 
-    slots = outside_of_trace(locate) if is_concrete(rows) else locate()
-    return _values.pick(np.int32(cotangent.shape[0]), slots, cotangent)
+    slots = outside_of_trace(lookup) if is_concrete(rows) else lookup()
+    return _values.gather(np.int32(cotangent.shape[0]), slots, cotangent)

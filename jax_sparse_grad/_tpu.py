@@ -50,7 +50,7 @@ def find_union(
     return heads, tuple(jnp.split(slots, np.cumsum(sizes)[:-1])), jnp.sum(starts, dtype=np.int32)
 
 
-def locate(total: Keys, lists: Sequence[Keys], sort: Sort = sort_at_once) -> tuple[jax.Array, ...]:
+def lookup(total: Keys, lists: Sequence[Keys], sort: Sort = sort_at_once) -> tuple[jax.Array, ...]:
     """For each list the place of each key in an ascending one, `NONE` where it is not there.
 
     Not by `jnp.searchsorted`, which gathers or sorts several times.

@@ -38,7 +38,7 @@ class Union(NamedTuple):
     nnz: jax.Array
 
 
-class _Sum(NamedTuple):
+class _Static(NamedTuple):
     """What is static in a union. `canonical`: the caller asserts that all operands are."""
 
     shape: tuple[int, ...]
@@ -48,16 +48,16 @@ class _Sum(NamedTuple):
 
 def find_union(shape: tuple[int, ...], nse: int, operands: Sequence[Any], *, canonical: bool = False) -> Union:
     """The union of index rows `[n_k, ndims]` of one dtype, in `nse` rows. `canonical`: all are, the caller asserts."""
-    indices, nnz, *slots = _find(_Sum(shape, nse, canonical), *operands)
+    indices, nnz, *slots = _find(_Static(shape, nse, canonical), *operands)
     return Union(indices, tuple(slots), nnz)
 
 
-def _find_on_host(static: _Sum, *operands: Any) -> Sequence[Any]:
+def _find_on_host(static: _Static, *operands: Any) -> Sequence[Any]:
     indices, slots, nnz = _host.find_union(operands, static.shape, static.nse)
     return [indices, nnz, *slots]
 
 
-def _find_on_cpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
+def _find_on_cpu(static: _Static, *operands: jax.Array) -> Sequence[jax.Array]:
     lists = _join(operands, _cpu.MOST_MERGED)
     keys = [_keys.ravel(rows, static.shape) for rows in lists]
     # What was joined is not in order, even if each operand is.
@@ -69,13 +69,13 @@ def _find_on_cpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
     return [indices, nnz, *_split(operands, slots)]
 
 
-def _find_on_gpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
+def _find_on_gpu(static: _Static, *operands: jax.Array) -> Sequence[jax.Array]:
     keys = [_keys.ravel(rows, static.shape) for rows in _join(operands)]
     heads, slots, nnz = _gpu.find_union(keys, static.nse, canonical=static.canonical)
     return [_keys.unravel(heads, static.shape, operands[0].dtype), nnz, *_split(operands, slots)]
 
 
-def _find_on_tpu(static: _Sum, *operands: jax.Array) -> Sequence[jax.Array]:
+def _find_on_tpu(static: _Static, *operands: jax.Array) -> Sequence[jax.Array]:
     keys = [_keys.ravel(rows, static.shape) for rows in _join(operands)]
     heads, slots, nnz = _tpu.find_union(keys, static.nse)
     return [_keys.unravel(heads, static.shape, operands[0].dtype), nnz, *_split(operands, slots)]
@@ -100,37 +100,37 @@ def _split(operands: Sequence[jax.Array], slots: Arrays) -> Sequence[jax.Array]:
 _find = Methods(_find_on_host, _find_on_cpu, _find_on_gpu, _find_on_tpu)
 
 
-def locate(shape: tuple[int, ...] | None, total: Any, operands: Sequence[Any]) -> Arrays:
+def lookup(shape: tuple[int, ...] | None, total: Any, operands: Sequence[Any]) -> Arrays:
     """For each operand the slot of each of its index rows among the sorted rows of a sum, `NONE` where it has none.
 
     Without a shape, padding cannot be recognised, and keys have a word or two for each column.
     """
-    return tuple(_locate(shape, total, *operands))
+    return tuple(_lookup(shape, total, *operands))
 
 
-def _locate_on_host(shape: tuple[int, ...] | None, total: Any, *operands: Any) -> Sequence[Any]:
+def _lookup_on_host(shape: tuple[int, ...] | None, total: Any, *operands: Any) -> Sequence[Any]:
     batch = np.broadcast_shapes(*(rows.shape[:-2] for rows in (total, *operands)))
     lists = [np.broadcast_to(rows, (*batch, *rows.shape[-2:])) for rows in (total, *operands)]
     slots = [np.empty(rows.shape[:-1], np.int32) for rows in lists[1:]]
     for k in np.ndindex(batch):
-        for whole, own in zip(slots, _host.locate(lists[0][k], [rows[k] for rows in lists[1:]], shape), strict=True):
+        for whole, own in zip(slots, _host.lookup(lists[0][k], [rows[k] for rows in lists[1:]], shape), strict=True):
             whole[k] = own
     return slots
 
 
-def _locate_on_cpu(shape: tuple[int, ...] | None, *rows: jax.Array) -> Sequence[jax.Array]:
-    return list(_cpu.locate_rows(rows[0], rows[1:])) if shape is None else _locate_by(_cpu.locate)(shape, *rows)
+def _lookup_on_cpu(shape: tuple[int, ...] | None, *rows: jax.Array) -> Sequence[jax.Array]:
+    return list(_cpu.lookup_rows(rows[0], rows[1:])) if shape is None else _lookup_by(_cpu.lookup)(shape, *rows)
 
 
-def _locate_by(find: Any) -> Any:
-    def locate(shape: tuple[int, ...] | None, *rows: jax.Array) -> Sequence[jax.Array]:
+def _lookup_by(find: Any) -> Any:
+    def lookup(shape: tuple[int, ...] | None, *rows: jax.Array) -> Sequence[jax.Array]:
         keys = [_keys.columns_as_words(each) if shape is None else _keys.ravel(each, shape) for each in rows]
         places = find(keys[0], keys[1:])
         if shape is None:
             return list(places)
         return [jnp.where(_keys.is_padding(each), NONE, place) for each, place in zip(keys[1:], places, strict=True)]
 
-    return locate
+    return lookup
 
 
-_locate = Methods(_locate_on_host, _locate_on_cpu, _locate_by(_gpu.locate), _locate_by(_tpu.locate))
+_lookup = Methods(_lookup_on_host, _lookup_on_cpu, _lookup_by(_gpu.lookup), _lookup_by(_tpu.lookup))

@@ -3,8 +3,8 @@
 The slots of all entries are the columns of a sparse matrix S of zeros and ones. A sum of values is S @ values, a
 scatter-add for each operand; the gradient with respect to them is its transpose, a gather for each operand.
 
-    place(slots, values)   the sum                             tangents: the same     transpose: pick
-    pick(slots, total)     for each entry what its slot holds  tangents: the same     transpose: place
+    place(slots, values)   the sum                             tangents: the same     transpose: gather
+    gather(slots, total)   for each entry what its slot holds  tangents: the same     transpose: place
 
 A dense sum is the same: its slots are the index rows, and the dense array is an operand whose every cell is a slot.
 
@@ -40,7 +40,7 @@ from jax_sparse_grad._platforms import Levels, map_levels, move_axes, with_batch
 Arrays = tuple[jax.Array, ...]
 
 
-class _Sum(NamedTuple):
+class _Static(NamedTuple):
     """What is static in a sum of K operands.
 
     sizes: the number of slots along each dimension: `(nse,)`, or the shape that index rows refer to.
@@ -49,7 +49,7 @@ class _Sum(NamedTuple):
     negated: whether each operand is subtracted.
     dense: how many operands, the first ones, have a value for every slot, and no slots of their own.
     weighted: whether each operand has a weight.
-    picks: whether values come from the slots instead of going there.
+    gathers: whether values come from the slots instead of going there.
     levels: for each `vmap`, the outermost last, which of `nnz` and the slots have its axis. All values and weights do.
     """
 
@@ -59,7 +59,7 @@ class _Sum(NamedTuple):
     negated: tuple[bool, ...]
     dense: int = 0
     weighted: bool = False
-    picks: bool = False
+    gathers: bool = False
     levels: Levels = ()
 
     @property
@@ -73,7 +73,7 @@ class _Sum(NamedTuple):
         return 1 + self.arity - self.dense
 
     def split(self, operands: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any], Sequence[Any]]:
-        """`nnz`, slots, weights, and what is placed or picked from."""
+        """`nnz`, slots, weights, and what is placed or gathered from."""
         end = self.integers + self.arity * self.weighted
         return operands[0], operands[1 : self.integers], operands[self.integers : end], operands[end:]
 
@@ -120,7 +120,7 @@ def place_onto(
     return _bind(static, np.int32(0), *rows, *weights, *dense, *values)[0]
 
 
-def pick(
+def gather(
     nnz: jax.Array | np.int32, slots: Sequence[jax.Array], total: jax.Array, dtypes: Sequence[np.dtype] | None = None
 ) -> Arrays:
     """What each entry's slot of `total [nse, *dense]` holds, 0 where it has none: the transpose of `place`.
@@ -128,16 +128,16 @@ def pick(
     `dtypes` are those of the results for each list of slots, by default that of `total`.
     """
     kinds = tuple(np.dtype(each) for each in dtypes or [total.dtype] * len(slots))
-    static = _Sum((total.shape[0],), np.dtype(total.dtype), kinds, (False,) * len(slots), picks=True)
+    static = _Static((total.shape[0],), np.dtype(total.dtype), kinds, (False,) * len(slots), gathers=True)
     return tuple(_bind(static, nnz, *slots, total))
 
 
-def _static(sizes: tuple[int, ...], dtype: Any, values: Sequence[Any], negated: Any, weights: Any) -> _Sum:
+def _static(sizes: tuple[int, ...], dtype: Any, values: Sequence[Any], negated: Any, weights: Any) -> _Static:
     dtypes = tuple(np.dtype(each.dtype) for each in values)
-    return _Sum(sizes, np.dtype(dtype), dtypes, tuple(negated or [False] * len(values)), weighted=bool(weights))
+    return _Static(sizes, np.dtype(dtype), dtypes, tuple(negated or [False] * len(values)), weighted=bool(weights))
 
 
-def _bind(static: _Sum, *operands: Any) -> Sequence[jax.Array]:
+def _bind(static: _Static, *operands: Any) -> Sequence[jax.Array]:
     results: Sequence[jax.Array] = _values.bind(*pvary_alike(operands), static=static)
     return results
 
@@ -153,7 +153,7 @@ On a GPU, one scatter adds in any order, so each operand has its own.
 
 
 def _place(
-    static: _Sum,
+    static: _Static,
     platform: str | None,
     nnz: jax.Array,
     slots: Sequence[jax.Array],
@@ -203,20 +203,20 @@ def _scatter_add(
     return total
 
 
-def _pick(
-    static: _Sum, nnz: jax.Array, slots: Sequence[jax.Array], weights: Sequence[Any], x: Sequence[jax.Array]
+def _gather(
+    static: _Static, nnz: jax.Array, slots: Sequence[jax.Array], weights: Sequence[Any], x: Sequence[jax.Array]
 ) -> Sequence[jax.Array]:
     (total,) = x
     zero, dense_axes = np.zeros((), total.dtype), [1] * (total.ndim - len(static.sizes))
-    picked = [total] * static.dense
+    gathered = [total] * static.dense
     for slot in slots:
         if 0 in static.sizes or not static.sizes:
             own = total if not static.sizes else zero
-            picked.append(jnp.broadcast_to(own, (slot.shape[0], *total.shape[len(static.sizes) :])))
+            gathered.append(jnp.broadcast_to(own, (slot.shape[0], *total.shape[len(static.sizes) :])))
         else:
-            picked.append(total.at[_index(slot)].get(mode="clip", wrap_negative_indices=False))
+            gathered.append(total.at[_index(slot)].get(mode="clip", wrap_negative_indices=False))
     results = []
-    for k, each in enumerate(picked):
+    for k, each in enumerate(gathered):
         each = scale(each, weights[k], static.negated[k])
         if not static.dense:
             each = jnp.where(static.overflows(nnz), _poison(total.dtype), each)
@@ -268,7 +268,7 @@ def _poison(dtype: np.dtype) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _run(static: _Sum, platform: str | None, operands: Arrays) -> Sequence[jax.Array]:
+def _run(static: _Static, platform: str | None, operands: Arrays) -> Sequence[jax.Array]:
     shapes = _shapes(static, operands)
     if any(0 in each.shape[: len(static.levels)] for each in shapes):  # JAX cannot gather over an empty batch
         zeros = [jnp.zeros(each.shape, each.dtype) for each in shapes]
@@ -278,21 +278,23 @@ def _run(static: _Sum, platform: str | None, operands: Arrays) -> Sequence[jax.A
         nnz, slots, weights, x = static.split(operands)
         weights = weights or [None] * static.arity
         return (
-            _pick(static, nnz, slots, weights, x) if static.picks else _place(static, platform, nnz, slots, weights, x)
+            _gather(static, nnz, slots, weights, x)
+            if static.gathers
+            else _place(static, platform, nnz, slots, weights, x)
         )
 
     results: Sequence[jax.Array] = map_levels(run, static.levels)(*operands)
     return results
 
 
-def _lower(platform: str | None, *operands: jax.Array, static: _Sum) -> Sequence[jax.Array]:
+def _lower(platform: str | None, *operands: jax.Array, static: _Static) -> Sequence[jax.Array]:
     return _run(static, platform, operands)
 
 
 # --- By numpy ---
 
 
-def _execute(*operands: Any, static: _Sum) -> Sequence[jax.Array]:
+def _execute(*operands: Any, static: _Static) -> Sequence[jax.Array]:
     with jax.disable_jit(False), allow_transfers():
         if not on_cpu(operands):
             return jax.jit(partial(_values.bind, static=static))(*map(on_auto_mesh, operands))
@@ -301,7 +303,7 @@ def _execute(*operands: Any, static: _Sum) -> Sequence[jax.Array]:
         return placed
 
 
-def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
+def _on_host(static: _Static, operands: Sequence[Any]) -> list[Any]:
     """The same in numpy, with the slots of all batches in one list, and behind them one for what has no slot."""
     _, _, weights, x = static.split(operands)
     batch = x[0].shape[: len(static.levels)]
@@ -314,11 +316,13 @@ def _on_host(static: _Sum, operands: Sequence[Any]) -> list[Any]:
     weights = [each.reshape(count, *[1] * (1 + len(dense))) for each in weights] or [None] * static.arity
     x = [each.reshape(count, -1 if each.size else _rows_of(static, each), *dense) for each in x]
     with np.errstate(all="ignore"):  # as XLA
-        results = _pick_on_host(static, flat, weights, x) if static.picks else _place_on_host(static, flat, weights, x)
+        results = (
+            _gather_on_host(static, flat, weights, x) if static.gathers else _place_on_host(static, flat, weights, x)
+        )
         if not static.dense:
             overflows = static.overflows(nnz)
             for each, slot in zip(results, flat, strict=False):
-                if not static.picks:
+                if not static.gathers:
                     each[np.arange(cells) >= nnz[:, None]] = 0
                     each[overflows] = _poison(each.dtype)
                 elif overflows.any():
@@ -332,10 +336,10 @@ def _broadcast_batch(array: Any, batch: tuple[int, ...]) -> Any:
     return np.broadcast_to(array, (*batch, *own)).reshape(math.prod(batch), *own)
 
 
-def _rows_of(static: _Sum, array: Any) -> int:
+def _rows_of(static: _Static, array: Any) -> int:
     """The number of rows of an array without elements, whose number of batches may be 0."""
     depth = len(static.levels)
-    is_dense = array.shape[depth : depth + len(static.sizes)] == static.sizes and (static.picks or static.dense)
+    is_dense = array.shape[depth : depth + len(static.sizes)] == static.sizes and (static.gathers or static.dense)
     return math.prod(static.sizes) if is_dense else array.shape[depth]
 
 
@@ -349,7 +353,7 @@ def _flatten(slot: Any, sizes: tuple[int, ...], cells: int) -> Any:
     return np.where(inside, number + np.arange(count)[:, None] * cells, count * cells)
 
 
-def _place_on_host(static: _Sum, slots: Sequence[Any], weights: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+def _place_on_host(static: _Static, slots: Sequence[Any], weights: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     dtype, wide = static.dtype, _accumulator_dtype(static.dtype)
     terms = [
         scale(each.astype(dtype), weight, negated).astype(wide)
@@ -371,38 +375,38 @@ def _place_on_host(static: _Sum, slots: Sequence[Any], weights: Sequence[Any], x
     return [total[:-1].reshape(count, cells, *dense).astype(dtype)]
 
 
-def _pick_on_host(static: _Sum, slots: Sequence[Any], weights: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+def _gather_on_host(static: _Static, slots: Sequence[Any], weights: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     (total,) = x
     dense = total.shape[2:]
     cells = total.shape[0] * total.shape[1]
     rows = np.concatenate([total.reshape(cells, *dense), np.zeros((1, *dense), total.dtype)])
-    picked = []
+    gathered = []
     for k, (weight, negated) in enumerate(zip(weights, static.negated, strict=True)):
         if k < static.dense:
-            picked.append(scale(total.copy(), weight, negated))
+            gathered.append(scale(total.copy(), weight, negated))
             continue
         slot = slots[k - static.dense]
         each = scale(np.take(rows, slot, axis=0), weight, negated)
         if weight is not None or negated:
             each[slot == len(rows) - 1] = 0
-        picked.append(each)
-    return picked
+        gathered.append(each)
+    return gathered
 
 
 # --- As a primitive ---
 
 
-def _dense_of(static: _Sum, x: Sequence[Any]) -> tuple[int, ...]:
-    """The dense dimensions of what is placed or picked from."""
+def _dense_of(static: _Static, x: Sequence[Any]) -> tuple[int, ...]:
+    """The dense dimensions of what is placed or gathered from."""
     depth = len(static.levels)
-    shape: tuple[int, ...] = x[-1].shape[depth + (len(static.sizes) if static.picks else 1) :]
+    shape: tuple[int, ...] = x[-1].shape[depth + (len(static.sizes) if static.gathers else 1) :]
     return shape
 
 
-def _shapes(static: _Sum, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+def _shapes(static: _Static, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
     _, slots, _, x = static.split(operands)
     batch, dense = x[0].shape[: len(static.levels)], _dense_of(static, x)
-    if not static.picks:
+    if not static.gathers:
         return [jax.ShapeDtypeStruct((*batch, *static.sizes, *dense), static.dtype)]
     has_rows = static.dense > 0  # index rows, not slots
     counts = [static.sizes] * static.dense + [(each.shape[-1 - has_rows],) for each in slots]
@@ -412,12 +416,12 @@ def _shapes(static: _Sum, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]
     ]
 
 
-def _abstract(*kinds: Any, static: _Sum) -> list[Any]:
+def _abstract(*kinds: Any, static: _Static) -> list[Any]:
     x = kinds[-1]
     return [x.update(shape=each.shape, dtype=each.dtype, weak_type=False) for each in _shapes(static, kinds)]
 
 
-def _batch(operands: Sequence[Any], dims: Sequence[int | None], *, static: _Sum) -> tuple[Sequence[Any], list[int]]:
+def _batch(operands: Sequence[Any], dims: Sequence[int | None], *, static: _Static) -> tuple[Sequence[Any], list[int]]:
     count = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
     moved = move_axes(operands, dims)
     # Values that the batch shares are broadcast: so it is JAX that sums their cotangents.
@@ -435,7 +439,7 @@ def _broadcast(array: Any, count: int) -> Any:
     return jnp.broadcast_to(array, (count, *array.shape))
 
 
-def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], *, static: _Sum) -> tuple[Any, Any]:
+def _differentiate(operands: Sequence[Any], tangents: Sequence[Any], *, static: _Static) -> tuple[Any, Any]:
     results = _values.bind(*operands, static=static)
     begin = static.integers + static.arity * static.weighted
     parts = slice(static.integers, begin), slice(begin, len(operands))
@@ -459,7 +463,7 @@ def _zeros(kind: Any) -> Any:
     return pvary_alike((np.zeros(kind.shape, kind.dtype), kind))[0]
 
 
-def _transpose(cotangents: Sequence[Any], *operands: Any, static: _Sum) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *operands: Any, static: _Static) -> list[Any]:
     if all(type(each) is ad.Zero for each in cotangents):
         return [None] * len(operands)
     nnz, slots, weights, x = static.split(operands)
@@ -467,17 +471,19 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, static: _Sum) -> list[
     if any(map(ad.is_undefined_primal, weights)):
         results = [*_pull_back_weights(static, nnz, slots, x, y), *[None] * len(x)]
     else:
-        pulled = _values.bind(nnz, *slots, *weights, *y, static=static._replace(picks=not static.picks))
+        pulled = _values.bind(nnz, *slots, *weights, *y, static=static._replace(gathers=not static.gathers))
         results = [*[None] * len(weights), *pulled]
     wanted = zip(operands[static.integers :], results, strict=True)
     return [None] * static.integers + [each if ad.is_undefined_primal(operand) else None for operand, each in wanted]
 
 
-def _pull_back_weights(static: _Sum, nnz: Any, slots: Sequence[Any], x: Sequence[Any], y: Sequence[Any]) -> list[Any]:
+def _pull_back_weights(
+    static: _Static, nnz: Any, slots: Sequence[Any], x: Sequence[Any], y: Sequence[Any]
+) -> list[Any]:
     """The cotangents of the weights: for each the sum over its entries of value times what their slot holds."""
-    total, values = (x[0], y) if static.picks else (y[0], x)
-    alone = static._replace(picks=True, weighted=False, dtypes=(static.dtype,) * static.arity)
-    picked = _values.bind(nnz, *slots, total, static=alone)
+    total, values = (x[0], y) if static.gathers else (y[0], x)
+    alone = static._replace(gathers=True, weighted=False, dtypes=(static.dtype,) * static.arity)
+    gathered = _values.bind(nnz, *slots, total, static=alone)
 
     def contract(_: Any, *rest: Any) -> list[Any]:
         slots, rest = rest[: static.integers - 1], rest[static.integers - 1 :]
@@ -489,7 +495,7 @@ def _pull_back_weights(static: _Sum, nnz: Any, slots: Sequence[Any], x: Sequence
             results.append(jnp.sum(own * value.astype(own.dtype), dtype=own.dtype))
         return results
 
-    contracted: list[Any] = jax.jit(map_levels(contract, static.levels))(nnz, *slots, *picked, *values)
+    contracted: list[Any] = jax.jit(map_levels(contract, static.levels))(nnz, *slots, *gathered, *values)
     return contracted
 
 

@@ -83,7 +83,7 @@ def check_loops(program, others):
 )
 def test_the_union(rng, platform, shape, canonical, sizes):
     """Of operands in any order, with duplicates and padding; or of canonical ones that are promised to be."""
-    find = compiled(_union._find, platform, _union._Sum(shape, NSE, canonical), len(shape), sizes)
+    find = compiled(_union._find, platform, _union._Static(shape, NSE, canonical), len(shape), sizes)
     if canonical:
         draws = [[random_rows(rng, shape, n, ascending=True, unique=True) for n in sizes] for _ in range(3)]
         one_behind_the_other = random_rows(rng, shape, sum(sizes), ascending=True, unique=True)
@@ -119,7 +119,7 @@ SIZES = [(SHAPE, 25, (30, 9)), (None, 33, (30,)), (SHAPE, 0, (4, 0)), (None, 1, 
 @on_all_platforms
 @pytest.mark.parametrize(("shape", "size", "sizes"), SIZES, ids=str)
 def test_places_in_a_sum(rng, platform, shape, size, sizes):
-    locate, draws = compiled(_union._locate, platform, shape, 2, (size, *sizes)), []
+    lookup, draws = compiled(_union._lookup, platform, shape, 2, (size, *sizes)), []
     for ascending, unique in itertools.product([True, False], repeat=2):
         cells = shape or (300, 70_000)
         total = random_rows(rng, cells, size, ascending=True, unique=unique)
@@ -127,13 +127,13 @@ def test_places_in_a_sum(rng, platform, shape, size, sizes):
     if shape is None and size > 1:
         draws += rows_that_just_fit_a_word_or_not(size, *sizes)
     for total, lists in draws:
-        check_slots(locate(total, *lists), places(total, lists, shape))
+        check_slots(lookup(total, *lists), places(total, lists, shape))
     if platform == "cpu" and size > 0:  # the rounds of each search
-        check_loops(locate, others=2)
+        check_loops(lookup, others=2)
 
 
 def test_rows_of_many_columns_and_batches_have_native_loops_on_a_cpu(rng):
-    check_loops(compiled(_union._locate, "cpu", None, 4, (25, 30)), others=2)
+    check_loops(compiled(_union._lookup, "cpu", None, 4, (25, 30)), others=2)
 
     find = jax.vmap(lambda rows: _union.find_union(SHAPE, NSE, [rows]))
     rows = np.stack([random_rows(rng, SHAPE, 9, ascending=each, unique=each) for each in (True, False, False)])
@@ -186,7 +186,7 @@ OVERLAPS = {
 
 @jax.jit
 def merge_and_locate(a, b, table, queries):
-    return _cpu.find_slots([(a,), (b,)], canonical=True), _cpu.locate((table,), [(queries,)])
+    return _cpu.find_slots([(a,), (b,)], canonical=True), _cpu.lookup((table,), [(queries,)])
 
 
 def with_padding(keys):

@@ -31,8 +31,8 @@ def find(*operands):
     return jax.tree.leaves(_union.find_union(SHAPE, 20, operands))
 
 
-def locate(total, *operands):
-    return list(_union.locate(None, total, operands))
+def lookup(total, *operands):
+    return list(_union.lookup(None, total, operands))
 
 
 def rows_of(rng, *sizes):
@@ -45,7 +45,7 @@ def check_equal(a, b):
 
 @pytest.mark.parametrize("axes", [((0, None),), ((0, None), (None, 0)), ((None, 0), (0, 0))], ids=str)
 @pytest.mark.parametrize("count", [3, 0])
-@pytest.mark.parametrize("function", [simple, find, locate])
+@pytest.mark.parametrize("function", [simple, find, lookup])
 def test_batches(rng, function, axes, count):
     """Levels of batches, the innermost first. Compiled too, if that takes no time."""
     mapped, lists = function, rows_of(rng, 9, 5)
@@ -68,7 +68,7 @@ def test_batches(rng, function, axes, count):
 def test_concrete_operands_compile_nothing(rng):
     def several(size):
         lists = rows_of(rng, size, 5)
-        locate(find(*lists)[0], *lists)
+        lookup(find(*lists)[0], *lists)
 
     several(10)
     assert compilations_of(lambda: several(11)) == 0

@@ -205,12 +205,12 @@ def test_dense_sums(rng, run, sizes, dense):
 
     total, gradients, batched, of_weights = run(everything)(array, values, np.stack([values, -values]), weights)
     of_rows = to_dense(rows, values, sizes)
-    picked = at_rows(cotangent, rows, sizes)
+    gathered = at_rows(cotangent, rows, sizes)
     np.testing.assert_array_equal(total, 2 * array - of_rows)
     np.testing.assert_array_equal(batched, [2 * array - of_rows, 2 * array + of_rows])
     np.testing.assert_array_equal(gradients[0], 2 * cotangent)
-    np.testing.assert_array_equal(gradients[1], -picked)
-    np.testing.assert_array_equal(of_weights, [np.sum(array * cotangent)] * 2 + [-np.sum(values * picked)])
+    np.testing.assert_array_equal(gradients[1], -gathered)
+    np.testing.assert_array_equal(of_weights, [np.sum(array * cotangent)] * 2 + [-np.sum(values * gathered)])
 
 
 @EITHER_WAY
