@@ -108,9 +108,9 @@ def rows_that_just_fit_a_word_or_not(size, length):
     """Sums whose largest indices have keys of one word or not, and lists with indices beyond these."""
     for largest in (2**16 - 2, 2**16 - 1, 2**31 - 1, 2**32 - 1):
         sides = (largest, 2**16 - 1)
-        total = np.array([[0, 0], [0, sides[1]], [1, 0], [sides[0], 0], sides], np.uint32)
-        rows = np.concatenate([total[::-1], np.array([(0, sides[1] + 1)], np.uint32)])
-        yield total[np.arange(size) * len(total) // size], [np.resize(rows, (length, 2))]
+        total = np.array([[0, 0]] * (size - 3) + [[0, sides[1]], [1, 0], sides], np.uint32)
+        rows = np.array([sides, (0, sides[1]), (0, sides[1] + 1), (sides[0], 0), (0, 0)], np.uint32)
+        yield total, [np.resize(rows, (length, 2))]
 
 
 SIZES = [(SHAPE, 25, (30, 9)), (None, 33, (30,)), (SHAPE, 0, (4, 0)), (None, 1, (4,))]
