@@ -185,7 +185,7 @@ OVERLAPS = {
 
 
 @jax.jit
-def merge_and_locate(a, b, table, queries):
+def merge_and_look_up(a, b, table, queries):
     return _cpu.find_slots([(a,), (b,)], canonical=True), _cpu.lookup((table,), [(queries,)])
 
 
@@ -197,7 +197,7 @@ def with_padding(keys):
 def test_blocks_are_copied_and_skipped_without_a_trace(a, b):
     """In a merge of what is distinct, and in a walk of the second along what is distinct in the first."""
     table, others = np.unique(a), np.unique(b)
-    found = merge_and_locate(with_padding(table), with_padding(others), with_padding(table), with_padding(b))
+    found = merge_and_look_up(with_padding(table), with_padding(others), with_padding(table), with_padding(b))
     (slots, count), (places,) = jax.device_get(found)  # numpy slices without a compilation
     distinct = np.union1d(table, others)
     assert count == len(distinct)
