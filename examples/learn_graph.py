@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
-from tqdm import tqdm
+from tqdm import trange
 
 import jax_sparse_grad as jsg
 
@@ -55,8 +55,8 @@ def main(*, images: int | None = None, steps: int = 60, output: Path = OUTPUT, s
     evaluate, update = jax.jit(jax.grad(loss)), jax.jit(optimiser.update)
     parameters = jnp.full(candidates // 2, np.log(np.expm1(1.0)))  # weights of 1, like those of the fixed edges
     state = optimiser.init(parameters)
-    for key in tqdm(jax.random.split(jax.random.key(0), steps), desc="learning"):
-        changes, state = update(evaluate(parameters, plan, nodes, key), state)
+    for k in trange(steps, desc="learning"):
+        changes, state = update(evaluate(parameters, plan, nodes, k), state)
         parameters = optax.apply_updates(parameters, changes)
     weights = np.asarray(jax.nn.softplus(parameters))
 
@@ -93,10 +93,10 @@ def propagate(plan: jsg.SparseAddPlan, weights: jax.Array, seeds: jax.Array) -> 
     return scores / scores.sum(axis=1, keepdims=True)
 
 
-def loss(parameters: jax.Array, plan: jsg.SparseAddPlan, nodes: jax.Array, key: jax.Array) -> jax.Array:
+def loss(parameters: jax.Array, plan: jsg.SparseAddPlan, nodes: jax.Array, k: int) -> jax.Array:
     """How badly a random half of the labels predicts the other half, and the demands on unlabelled images."""
     halves = jnp.broadcast_to(jnp.arange(LABELS) < LABELS // 2, nodes.shape)
-    chosen = jax.random.permutation(key, halves, axis=1, independent=True)
+    chosen = jax.random.permutation(jax.random.key(k), halves, axis=1, independent=True)
     seeds, targets = (seed_labels(plan.shape[0], nodes, each) for each in (chosen, ~chosen))
     guess = propagate(plan, jax.nn.softplus(parameters), seeds)
     prediction = -(targets * jnp.log(guess)).sum() / targets.sum()
@@ -139,7 +139,7 @@ def draw(plan: jsg.SparseAddPlan, added: dict[str, np.ndarray]) -> Figure:
     figure = Figure(figsize=(12, 4.3), layout="constrained")
     for axes, (name, weights) in zip(figure.subplots(1, 3), added.items(), strict=True):
         total = np.asarray(add(plan, weights))
-        rows, columns = plan.indices[total > 0.05].T
+        rows, columns = np.asarray(plan.indices)[total > 0.05].T
         axes.scatter(columns, rows, s=0.4, c=total[total > 0.05], cmap="Purples", vmin=0, vmax=2, linewidths=0)
         axes.set(title=name, aspect="equal", xticks=[], yticks=[], xlim=(0, plan.shape[1]), ylim=(plan.shape[0], 0))
     figure.suptitle("Edges of the graph, images sorted by digit (darker: heavier)")

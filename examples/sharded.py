@@ -5,7 +5,8 @@ Takes 15 seconds on two cores. Needs the extra `examples` (of that matplotlib, s
 The nodes are numbered by age, as in a graph of citations: old ones have most edges, and the degrees follow a power law.
 With equally many rows, the fullest shard has 5 times as many entries as the mean, all others are padded to its length,
 and a sum takes three times as long. `balanced_row_starts` cuts so that all have equally many entries, and `repartition`
-moves rows that are on the devices already. The sum and its gradient equal SciPy's bit for bit, and communicate nothing.
+moves the rows of the graph, which are on the devices already. The sum and its gradient equal SciPy's bit for bit, and
+communicate nothing.
 
 On a CPU, the host is divided into eight devices, which share its cores: the example shows what each has to do, not how
 fast eight real ones are.
@@ -47,15 +48,17 @@ def main(nodes: int = 100_000, edges: int = 1_000_000, *, steps: int = 10, outpu
     mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(AxisType.Auto,))
     print(f"{graph.nnz:,} edges of {nodes:,} nodes + {corrections.nnz:,} corrections, on {mesh.size} devices")
 
-    # Load equally many rows onto each device. Each shard is read alone: no process needs to hold all rows.
-    even = [
-        jsg.sharded.from_shards(lambda start, stop, matrix=matrix: matrix[start:stop], matrix.shape, mesh, "rows")
-        for matrix in (graph, corrections)
-    ]
-    # Then move rows so that all devices have equally many entries.
-    starts = jsg.sharded.balanced_row_starts(even)
-    x, y = (jsg.sharded.repartition(each, starts) for each in even)
-    rows, entries = [np.diff(each.row_starts) for each in (even[0], x)], [even[0].nnz + even[1].nnz, x.nnz + y.nnz]
+    def load(matrix: csr_array, row_starts: np.ndarray | None = None) -> RowSharded:
+        # Each shard is read alone: no process needs to hold all rows. By default, all have equally many.
+        return jsg.sharded.from_shards(
+            lambda start, stop: matrix[start:stop], matrix.shape, mesh, "rows", row_starts=row_starts
+        )
+
+    even = load(graph)
+    # The same cuts for both operands. Rows that are on the devices already move to where they belong.
+    starts = jsg.sharded.balanced_row_starts([even, corrections])
+    x, y = jsg.sharded.repartition(even, starts), load(corrections, starts)
+    rows, entries = [np.diff(each.row_starts) for each in (even, x)], [even.nnz + load(corrections).nnz, x.nnz + y.nnz]
     skews = [float(each.max() / each.mean()) for each in entries]
     print(f"the fullest shard has {skews[0]:.2f} times as many entries as the mean, when balanced {skews[1]:.3f} times")
 
@@ -66,8 +69,8 @@ def main(nodes: int = 100_000, edges: int = 1_000_000, *, steps: int = 10, outpu
     collectives = sorted(set(re.findall(kinds, program.as_text() or "")))
     print(f"the compiled program communicates: {', '.join(collectives) or 'nothing'}")
 
-    signal = jax.random.rademacher(jax.random.key(0), (nodes,), jnp.float32)
-    losses = learn(x, y, signal, np.asarray(signal) @ (graph + corrections), steps)
+    signal = np.random.default_rng(1).choice(np.float32([-1, 1]), nodes)
+    losses = learn(x, y, jnp.asarray(signal), signal @ (graph + corrections), steps)
     print("losses of learning the corrections:", *(f"{loss:.4g}" for loss in losses))
     output.mkdir(parents=True, exist_ok=True)
     plot = output / "sharded.png"
