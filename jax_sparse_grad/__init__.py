@@ -51,9 +51,10 @@ Dtypes: any numeric dtype of `jax.numpy` of at least 2 bits, except those withou
 index dtype must hold the size of every dimension, which marks padding; beyond that, no shape overflows. All operands
 together must have fewer than 2^31 entries. A tensor without dimensions cannot mark padding: every row is an entry.
 
-Plans, outputs and sharded operands are pytrees that can be pickled, and that `jax.export` writes and reads where this
-package is imported. Plans have one structure whatever made them: with arrays of the same shapes, one takes another's
-place under `jit` without a new compilation. JAX's own BCOO cannot be exported: return its arrays.
+Plans, outputs and sharded operands are pytrees that can be pickled, and that `jax.export` writes (with flatbuffers, a
+package of its own) and reads where this package is imported. Plans have one structure whatever made them: with arrays
+of the same shapes, one takes another's place under `jit` without a new compilation. JAX's own BCOO cannot be exported:
+return its arrays.
 
 Bad input:
 
@@ -61,11 +62,12 @@ Bad input:
   wrong ranks, shapes, dtypes            TypeError, ValueError                the same
   a negative index, or one beyond the    ValueError naming operand and row    padding (named error)
     shape in an array of indices
-  the latter in a BCOO or BCSR           padding, as everywhere in JAX        the same
+  one beyond the shape in a BCOO, BCSR   padding, as everywhere in JAX        the same; never reported
   more entries than `nse`                ValueError with both numbers         poisoned (named error); a ValueError if 0
   `assume_canonical=True`, but it isn't  wrong result                         wrong result (named error)
   unsorted `sum_indices`                 ValueError                           wrong result (named error)
   64-bit integers without x64            ValueError if any does not fit       TypeError
+  a NaN `thresh`                         ValueError                           drops nothing
   sharded: other `row_starts` or shards  ValueError                           poisoned
   sharded: more than `capacity`          ValueError naming the shard          that shard is poisoned; `nnz` tells
 

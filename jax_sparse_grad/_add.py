@@ -91,6 +91,8 @@ def add(
 
     Speed: where values change and patterns do not, `plan_sparse_add` finds the union of the patterns once.
 
+    A BCSR has no `.T` in JAX: `BCSR.from_bcoo(x.to_bcoo().T)` is the transpose.
+
     Precision: sums in floats of less than 32 bits are computed in a wider dtype and rounded once.
 
     Sharding: batches that are divided among devices stay divided, on `Auto` and on `Explicit` axes of a mesh. If the
@@ -334,7 +336,7 @@ def empty(
     if index_dtype is None:
         index_dtype = _containers.index_dtype(sparse)
     index_dtype = _as_dtype("index_dtype", index_dtype, "an integer dtype", _arguments.as_integers)
-    dtype = _as_dtype("dtype", dtype, "a dtype that sums support", _arguments.as_numeric)
+    dtype = _as_dtype("dtype", dtype, "a numeric dtype", _arguments.as_numeric)
     _arguments.check_sizes_fit("shape", sparse, index_dtype)
     # numpy compiles nothing for a new length.
     indices = np.array(np.broadcast_to(np.asarray(sparse, index_dtype), (*batch, nse, len(sparse))))
@@ -441,7 +443,7 @@ def _add_operands(
 
     index_names = tuple(f"{name}.indices" for name in sparse)
     indices = _arguments.promote_indices(index_names, [_containers.indices_of(name, x) for name, x in sparse.items()])
-    _arguments.check_shape_fits(f"{names[0]}.shape", shape, index_names[0], indices[0])
+    _arguments.check_sizes_fit(f"{names[0]}.shape", shape, indices[0].dtype)
     data = tuple(_arguments.as_numeric(f"{name}.data", x.data) for name, x in sparse.items())
     if remove_zeros:
         indices = tuple(_containers.mark_zeros(rows, each, shape) for rows, each in zip(indices, data, strict=True))

@@ -6,7 +6,8 @@ Errors are raised while tracing too.
 import functools
 import operator
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import jax
@@ -29,8 +30,8 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     if isinstance(shape, jax.Array):
         shape = read(shape)  # inside `jit`, its elements would be tracers
     try:
-        if isinstance(shape, set | frozenset):
-            raise TypeError("a set has no order")
+        if isinstance(shape, AbstractSet | Mapping):
+            raise TypeError(f"a {type(shape).__name__} is no sequence")
         sizes = tuple(map(operator.index, shape))
     except TypeError as error:
         expected = f"`{name}` must be a sequence of ints, such as `(3, 4)` or `x.shape`"
@@ -46,9 +47,11 @@ def as_nse(nse: Any, name: str = "nse") -> int | None:
         return None
     _check_static(name, nse)
     try:
+        if isinstance(nse, bool):
+            raise TypeError
         size = operator.index(nse)
-    except TypeError as error:
-        raise TypeError(f"`{name}` must be an int or None, got {reprlib.repr(nse)} ({error})") from None
+    except TypeError:
+        raise TypeError(f"`{name}` must be an int or None, got {reprlib.repr(nse)}") from None
     if not 0 <= size <= MOST_ENTRIES:
         raise ValueError(f"`{name}` must not be negative, nor exceed {MOST_ENTRIES}; got {size}")
     return size
@@ -82,15 +85,17 @@ def unwrap(array: Any) -> Any:
     return array
 
 
-def as_array(name: str, array: Any, check: Callable[[str, np.dtype], None]) -> jax.Array:
+def as_array(
+    name: str, array: Any, check: Callable[[str, np.dtype], None], of_sparse: str = "pass its values, `x.data`"
+) -> jax.Array:
     """Anything array-like as a JAX array, in a dtype that JAX has, if `check(name, dtype)` raises no error.
 
     A concrete array stays concrete inside `jit`, no integer changes its value, and no memory is shared with the caller,
-    who may write to it.
+    who may write to it. `of_sparse`: what to do about a sparse matrix, for messages.
     """
     array = unwrap(array)
     if not isinstance(array, jax.Array):
-        array = _as_numpy(name, array, "an array")
+        array = _as_numpy(name, array, "an array", of_sparse)
     if array.dtype == jax.dtypes.float0:
         raise TypeError(f"`{name}` must be an array of numbers, got float0, which stands for no gradient")
     check(name, array.dtype)
@@ -131,12 +136,12 @@ def _canonical(dtype: np.dtype) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(native))
 
 
-def _as_numpy(name: str, array: Any, expected: str) -> np.ndarray:
+def _as_numpy(name: str, array: Any, expected: str, of_sparse: str) -> np.ndarray:
     """Anything array-like other than JAX's own arrays, as an array that may share its memory."""
     remedy = ""
     if hasattr(array, "shape") and not hasattr(array, "__array__") and not isinstance(array, memoryview):
         # A sparse matrix, which numpy would read element by element
-        remedy = "; pass its values, `x.data`, or its indices, `x.indices`"
+        remedy = f"; {of_sparse}"
     elif isinstance(array, list | tuple) and any(isinstance(each, jax.Array) for each in jax.tree.leaves(array)):
         remedy = " of JAX arrays; join them with `jnp.stack`, or make a matrix, `BCOO((data, indices), shape=...)`"
     elif isinstance(array, np.ma.MaskedArray):
@@ -154,7 +159,10 @@ def _as_numpy(name: str, array: Any, expected: str) -> np.ndarray:
 
 def as_integers(name: str, integers: Any) -> jax.Array:
     """An array of an integer dtype and of static shape."""
-    array = as_array(name, integers, _check_integer)
+    if isinstance(integers, list | tuple) and not integers:
+        raise TypeError(f"`{name}` must have an integer dtype, got an empty list; pass `np.zeros((0, ndims), int)`")
+    rows = "pass its index rows [nnz, ndims], `x.indices` of a BCOO; `BCOO.from_scipy_sparse(x)` makes one"
+    array = as_array(name, integers, _check_integer, rows)
     if any(map(export.is_symbolic_dim, array.shape)):
         raise TypeError(
             f"`{name}` must have a static shape, got {array.shape}; export the function for each size, or for the "
@@ -182,9 +190,22 @@ def as_indices(name: str, indices: Any) -> jax.Array:
     return array
 
 
-def as_common_indices(names: Sequence[str], indices: Sequence[Any]) -> tuple[jax.Array, ...]:
-    """Indices of several tensors with equal `ndims`, brought to one dtype."""
-    return promote_indices(names, [as_indices(name, array) for name, array in zip(names, indices, strict=True)])
+def as_common_indices(
+    names: Sequence[str], indices: Sequence[Any], shape_name: str, shape: tuple[int, ...] | None
+) -> tuple[jax.Array, ...]:
+    """Indices of several tensors with equal `ndims`, that of the shape if this is known, brought to one dtype."""
+    arrays = [as_indices(name, array) for name, array in zip(names, indices, strict=True)]
+    if shape is None:
+        return promote_indices(names, arrays)
+    for name, array in zip(names, arrays, strict=True):
+        if array.shape[1] != len(shape):
+            raise ValueError(
+                f"`{name}` must have as many columns as `{shape_name}` has sizes; got {array.shape[1]} columns and "
+                f"{shape}; {_TRANSPOSED}"
+            )
+    promoted = promote_indices(names, arrays)
+    check_sizes_fit(shape_name, shape, promoted[0].dtype)
+    return promoted
 
 
 def promote_indices(names: Sequence[str], arrays: Sequence[jax.Array], shards: int = 1) -> tuple[jax.Array, ...]:
@@ -235,24 +256,14 @@ def check_devices(names: Sequence[str], arrays: Sequence[jax.Array]) -> None:
             )
 
 
-def check_shape_fits(name: str, shape: tuple[int, ...], indices_name: str, indices: jax.Array) -> None:
-    """Check that a shape has one size for each column of indices, whose dtype can hold padding (= the size)."""
-    if len(shape) != indices.shape[-1]:
-        raise ValueError(
-            f"`{name}` must have as many sizes as `{indices_name}` has columns; "
-            f"got {shape} and {indices.shape[-1]} columns; {_TRANSPOSED}"
-        )
-    check_sizes_fit(name, shape, indices.dtype)
-
-
 def check_sizes_fit(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Check that indices of the dtype can express all positions in a shape, and padding."""
     largest = int(jnp.iinfo(_canonical(dtype)).max)
     if any(size > largest for size in shape):
         raise ValueError(
             f"`{name}` must not exceed {largest}, the largest index of {dtype}, in any dimension "
-            f"(padding is marked by index == shape); got {shape}; cast the indices to uint32, or set `jax_enable_x64` "
-            "and use int64"
+            f"(padding is marked by index == shape); got {shape}; "
+            + ("use uint32 indices" if max(shape) < 2**32 else "set `jax_enable_x64`, and use int64 indices")
         )
 
 
@@ -328,7 +339,7 @@ def as_threshold(thresh: Any) -> Threshold | None:
     """
     thresh = unwrap(thresh)
     if not isinstance(thresh, jax.Array):
-        thresh = _as_numpy("thresh", thresh, "a real number")
+        thresh = _as_numpy("thresh", thresh, "a real number", "pass a number")
     if thresh.ndim:
         raise ValueError(f"`thresh` must be a scalar, got shape {thresh.shape}")
     is_integer = jnp.issubdtype(thresh.dtype, jnp.integer)

@@ -66,7 +66,7 @@ def _remedy(names: Sequence[str], name: str, operand: Any) -> str:
         other = next((each for each in names if each != name), "x")
         return f"a sparse matrix plus a number is dense: `{other}.todense() + {operand}`"
     if isinstance(operand, list | tuple) and not hasattr(operand, "_fields"):
-        return "`add_n` adds the matrices of a list"
+        return "flatten the list" if name.startswith("operands") else "`add_n` adds the matrices of a list"
     if type(operand).__name__ == "RowSharded":
         return "call `jsg.sharded.add` or `add_n`, and spread all operands with `jsg.sharded.partition`"
     return (

@@ -256,11 +256,10 @@ def plan_sparse_add(
     if shape is None and isinstance(operands[-1], tuple) and all(isinstance(size, int) for size in operands[-1]):
         raise TypeError(f"`shape` must be given by keyword, `shape={operands[-1]}`; a tuple of ints is no operand")
     names = tuple(f"operands[{k}]" for k in range(len(operands)))
-    arrays = _arguments.as_common_indices(names, operands)
-    if shape is None:
+    sizes = None if shape is None else _arguments.as_shape("shape", shape)
+    arrays = _arguments.as_common_indices(names, operands, "shape", sizes)
+    if sizes is None:
         raise TypeError("`shape` must be given if the operands are arrays of indices, got None")
-    sizes = _arguments.as_shape("shape", shape)
-    _arguments.check_shape_fits("shape", sizes, names[0], arrays[0])
     return SparseAddPlan(_sum.find_union(spec._replace(names=names, shape=sizes), arrays), sizes)
 
 
@@ -285,7 +284,7 @@ def _plan_of_matrices(operands: Sequence[Any], shape: Shape | None, spec: Spec) 
     names = tuple(f"{name}.indices" for name in named)
     rows = [_containers.indices_of(name, x) for name, x in named.items()]
     indices = _arguments.promote_indices(names, rows)
-    _arguments.check_shape_fits(f"{next(iter(named))}.shape", sizes, names[0], indices[0])
+    _arguments.check_sizes_fit(f"{next(iter(named))}.shape", sizes, indices[0].dtype)
     union = _sum.find_union(spec._replace(names=names, shape=sizes, beyond_is_padding=True), indices)
     compressed = _containers.compress_if_all_bcsr(list(named.values()), union.indices, sizes)
     return SparseAddPlan(union, sizes, compressed)

@@ -114,8 +114,7 @@ def sparse_add(
     if other_shape != shape:
         raise ValueError(f"`b_shape` must equal `a_shape`; got {other_shape} and {shape}")
     names = ("a_indices", "b_indices")
-    indices = _arguments.as_common_indices(names, (a_indices, b_indices))
-    _arguments.check_shape_fits("a_shape", shape, names[0], indices[0])
+    indices = _arguments.as_common_indices(names, (a_indices, b_indices), "a_shape", shape)
     value_names = ("a_values", "b_values")
     values = _arguments.as_common_values(value_names, (a_values, b_values), names, [rows.shape[0] for rows in indices])
     _arguments.check_devices((*names, *value_names), (*indices, *values))

@@ -63,10 +63,8 @@ def sparse_add_grad(
     Mirrors `tf.raw_ops.SparseAddGrad`, argument for argument.
     """
     names = ("a_indices", "b_indices", "sum_indices")
-    rows = _arguments.as_common_indices(names, (a_indices, b_indices, sum_indices))
+    sizes = None if shape is None else _arguments.as_shape("shape", shape)
+    rows = _arguments.as_common_indices(names, (a_indices, b_indices, sum_indices), "shape", sizes)
     cotangent = _arguments.as_values("backprop_val_grad", backprop_val_grad, rows[-1].shape[0], "sum_indices")
     _arguments.check_devices((*names, "backprop_val_grad"), (*rows, cotangent))
-    sizes = None if shape is None else _arguments.as_shape("shape", shape)
-    if sizes is not None:
-        _arguments.check_shape_fits("shape", sizes, names[0], rows[0])
     return SparseAddGradOutput(*_sum.gather_gradients(names, sizes, rows, cotangent))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ def as_weights(weights: Any, count: int) -> list[Weight]:
     if isinstance(weights, jax.Array) and is_concrete(weights):
         weights = read(weights)  # inside `jit`, its elements would be tracers
     try:
+        if isinstance(weights, AbstractSet | Mapping):
+            raise TypeError
         listed = list(weights)
     except TypeError:
         got = "an array without dimensions" if hasattr(weights, "ndim") else type(weights).__name__

@@ -118,6 +118,8 @@ def test_the_sum_is_made_in_its_own_dtype():
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
+        ({0: 2.0, 1: 1.0}, TypeError, "`weights` must be a list, tuple or vector .*, got dict"),
+        ({2.0, 1.0}, TypeError, "`weights` must be a list, tuple or vector .*, got set"),
         (2.0, TypeError, "`weights` must be a list, tuple or vector with a scalar for each operand, got float"),
         (np.float32(2), TypeError, "`weights` must be a list, .* got an array without dimensions"),
         ([2.0], ValueError, "`weights` must hold one scalar for each of the 2 operands, got 1"),

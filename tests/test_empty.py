@@ -37,12 +37,12 @@ def test_indices_are_as_wide_as_the_shape_needs(x64):
 @pytest.mark.parametrize(
     ("arguments", "keywords", "error", "message"),
     [
-        (((2**31,), 1, float), {}, ValueError, r"`shape` must not exceed 2147483647, .*; cast the indices to uint32"),
+        (((2**31,), 1, float), {}, ValueError, r"`shape` must not exceed 2147483647, .*; use uint32 indices"),
         (((3,), None, float), {}, TypeError, "`nse` must be an int, got None"),
         (((3,), -1, float), {}, ValueError, "`nse` must not be negative"),
         (((-3,), 1, float), {}, ValueError, r"`shape` must not have negative sizes, got \(-3,\)"),
-        (((3,), 1, "foo"), {}, TypeError, "`dtype` must be a dtype that sums support, got 'foo'"),
-        (((3,), 1, bool), {}, TypeError, "`dtype` must be a dtype that sums support, got <class 'bool'>"),
+        (((3,), 1, "foo"), {}, TypeError, "`dtype` must be a numeric dtype, got 'foo'"),
+        (((3,), 1, bool), {}, TypeError, "`dtype` must be a numeric dtype, got <class 'bool'>"),
         (((3,), 1, float), {"index_dtype": float}, TypeError, "`index_dtype` must be an integer dtype, got"),
         (((300,), 1, float), {"index_dtype": np.int8}, ValueError, "`shape` must not exceed 127"),
         (((3,), 1, float), {"n_batch": 1, "n_dense": 1}, ValueError, "`n_batch` and `n_dense` together must not"),

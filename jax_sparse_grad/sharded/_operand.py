@@ -106,7 +106,10 @@ class RowSharded(RowPattern):
 
     @property
     def matrix(self) -> BCOO:
-        """The same matrix as a plain BCOO, without a copy, for JAX's own operations: on mesh axes of type `Auto`."""
+        """The same matrix as a plain BCOO, without a copy, for JAX's own operations: on mesh axes of type `Auto`.
+
+        For SciPy, which knows no padding, `jax_sparse_grad.sum_duplicates(x.matrix)` strips that.
+        """
         return BCOO((self.data, self.indices), shape=self.shape)
 
     def __repr__(self) -> str:
