@@ -142,10 +142,10 @@ def compile_for(device: DeviceName, function: Callable[..., Any], *arguments: An
         sharding = array.sharding if isinstance(array, jax.ShapeDtypeStruct) else None
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding or replicated)
 
-    start, processors = time.perf_counter(), _processor_seconds()
+    start, processors = time.perf_counter(), sum(os.times()[:4])  # of children too: XLA:GPU starts NVIDIA's assembler
     traced = jax.jit(function).trace(*jax.tree.map(place, arguments))
     compiled = traced.lower(lowering_platforms=(PLATFORMS[device],)).compile()
-    seconds, processors = time.perf_counter() - start, _processor_seconds() - processors
+    seconds, processors = time.perf_counter() - start, sum(os.times()[:4]) - processors
     model = (compiled.cost_analysis() or {}).get("optimal_seconds") if device == "v5e" else None
     memory = compiled.memory_analysis()
     milliseconds = None if model is None or model < 0 else 1e3 * model
@@ -183,11 +183,6 @@ def count(text: str) -> Counts:
     operations = (operation for each in computations.values() for operation in each)
     collectives = sum(COLLECTIVES.fullmatch(each.name.removesuffix("-start")) is not None for each in operations)
     return cost(entry) + Counts(collectives=collectives)
-
-
-def _processor_seconds() -> float:
-    """What this process and its children have used so far: XLA:GPU starts NVIDIA's assembler."""
-    return sum(os.times()[:4])
 
 
 @dataclass(frozen=True)
