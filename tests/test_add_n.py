@@ -75,16 +75,27 @@ def test_derivatives_of_padding_are_zero_whatever_its_weight():
 
 def test_derivatives_of_the_values_are_weighted(rng):
     x, y = random_bcoo(rng), random_bcsr(rng)
-    stored = is_entry(np.asarray(x.indices), SHAPE)
 
     def total(data, weights):
         return jsg.add_n([BCOO((data, x.indices), shape=SHAPE), y], weights=weights).data
 
     for weights in ([3.0, 1], [jnp.float32(3), 1]):
         gradient = jax.grad(lambda data, w=weights: total(data, w).sum())(x.data)
-        np.testing.assert_array_equal(gradient, 3.0 * stored)
-    gradient = jax.grad(lambda data: total(data, [1j, 1]).imag.sum())(x.data)
-    np.testing.assert_array_equal(gradient, 1.0 * stored)
+        np.testing.assert_array_equal(gradient, 3.0 * is_entry(np.asarray(x.indices), SHAPE))
+
+
+@pytest.mark.parametrize("weight", [2 - 1j, 2.0])
+def test_derivatives_of_weights_and_values_that_are_complex_are_those_of_the_product(rng, weight):
+    x = random_bcoo(rng, dtype=np.complex64, padding=0)
+
+    def total(weight, data):
+        return jsg.add_n([BCOO((data, x.indices), shape=SHAPE)], weights=[weight]).data
+
+    of_sum, of_product = (
+        jax.grad(lambda *terms, f=f: f(*terms).imag.sum(), (0, 1))(jnp.asarray(weight), x.data)
+        for f in (total, lambda weight, data: weight * data)
+    )
+    chex.assert_trees_all_close(of_sum, of_product)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def poison_of(dtype):
     if not is_integer(dtype):
         return np.nan
     limits = jnp.iinfo(dtype)
-    return int(limits.min) if limits.min < 0 else int(limits.max)
+    return int(limits.min or limits.max)
 
 
 @pytest.fixture(scope="module")

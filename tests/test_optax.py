@@ -1,6 +1,5 @@
 """Optimisers: only values are trained, and no `tree.map` can touch indices."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,10 +37,9 @@ def test_values_are_the_parameters_and_indices_are_closed_over(problem):
         return (optax.apply_updates(params, updates), state), value
 
     params = {"edges": values}
-    (params, _), losses = jax.lax.scan(step, (params, optimiser.init(params)), length=300)
+    _, losses = jax.lax.scan(step, (params, optimiser.init(params)), length=300)
     assert losses[0] > 1
     assert losses[-1] < 1e-6
-    chex.assert_equal_shape([params["edges"], values])
 
 
 def test_a_container_with_a_mask_keeps_its_indices(problem):

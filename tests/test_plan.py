@@ -82,8 +82,7 @@ def test_a_traced_sum_of_no_slots_is_refused_for_nothing_could_be_poisoned(rng):
         jax.eval_shape(add, a, x)
     # Where there are certainly no entries, no slot is enough.
     assert jax.eval_shape(add, a[:0], x[:0]).sum_values.shape == (0,)
-    padding = np.full_like(a, SHAPE)
-    assert plan_of(padding, padding, nse=0).nnz == 0
+    assert plan_of(np.full_like(a, SHAPE), nse=0).nnz == 0
 
 
 @pytest.mark.parametrize("count", [2, 13])

@@ -136,11 +136,12 @@ def test_value_dtypes_promote_and_each_gradient_has_its_own(rng, a_dtype, b_dtyp
         output, pull = jax.vjp(add, x, y)
         assert output.dtype == expected
         inexact = jnp.issubdtype(output.dtype, jnp.inexact)
-        cotangent = np.ones(output.shape, expected if inexact else jax.dtypes.float0)
+        number = -2 + 1j if jnp.iscomplexobj(output) else -2  # of which a real operand receives the real part
+        cotangent = np.full(output.shape, number, expected if inexact else jax.dtypes.float0)
         for gradient, values in zip(pull(cotangent), (x, y), strict=True):
             if jnp.issubdtype(values.dtype, jnp.inexact):
                 assert gradient.dtype == values.dtype
-                np.testing.assert_array_equal(gradient, np.ones_like(values))
+                np.testing.assert_array_equal(gradient, number if jnp.iscomplexobj(values) else -2)
             else:
                 assert gradient.dtype == jax.dtypes.float0
 

@@ -135,7 +135,6 @@ def spread_plan(x: RowSharded, y: RowSharded) -> tuple[ShardedPlan, RowSharded, 
 
 
 def refused(x: BCOO, y: BCSR, indices: jax.Array, values: Host) -> None:
-    jsg.add(3, "hello")  # refused
     jsg.add(x, "hello")  # refused
     jsg.add(x, 3)  # refused
     jsg.add(x)  # refused
@@ -183,7 +182,6 @@ def refused_where_sharded(x: BCOO, spread: RowSharded, array: jax.Array, mesh: M
     jsg.sharded.partition(array, mesh, "rows")  # refused
     jsg.sharded.partition(spread, mesh, "rows")  # refused
     jsg.sharded.partition(x, "mesh", "rows")  # refused
-    jsg.sharded.partition(x, mesh, 0)  # refused
     jsg.sharded.partition(x, mesh, "rows", capacity="many")  # refused
     jsg.sharded.from_shards(x, (3, 3), mesh, "rows")  # refused
     jsg.sharded.balanced_row_starts(array, 8)  # refused
