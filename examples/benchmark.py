@@ -12,7 +12,7 @@ Figures, tables and pictures go to `examples/output`. `--publish` puts them into
 `--saved` takes figures that are there instead of measuring, for example those of a GPU on another machine.
 
 `--compile-for h100` (or `v5e`) times nothing. It compiles for a device that need not be there, and counts what the
-program would do: 4 minutes (14). Needs the extra `platforms`, Linux and x86-64; `absent_devices.py` says what counts.
+program would do: 2 minutes (14). Needs the extra `platforms`, Linux and x86-64; `absent_devices.py` says what counts.
 """
 
 from __future__ import annotations
